@@ -1,0 +1,1 @@
+"""The command line. A door: it translates and decides nothing."""

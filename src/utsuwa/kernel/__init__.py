@@ -1,0 +1,1 @@
+"""One function per kernel call; no policy, no defaults. See README.md in this folder."""

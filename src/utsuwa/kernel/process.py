@@ -1,0 +1,69 @@
+"""Processes: fork, execve, signals, pidfds, sessions. Also the audit that init imports nothing after its fork."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from utsuwa.kernel.door import SYSCALLS, announce, call_libc, call_os, is_real, label, libc, look, show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLOSE_RANGE_CLOEXEC = 4
+_long = ctypes.c_long
+
+
+def fork(role: str, child: Callable[[], None]) -> int:
+    """Fork; `child` runs in the new process, which always leaves by os._exit. Returns the child's pid. fork(2).
+
+    Where the backend does nothing, `child` runs here and now, so that its steps are planned too, and 0 is returned.
+    """
+    if not announce("fork", (role,)):
+        child()
+        return 0
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        child()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def execve(path: str, argv: list[str], environ: dict[str, str]) -> None:
+    """Become another program; returns only where the backend does nothing. Raises OSError naming the path. execve(2)."""
+    if announce("execve", (path, *argv)):
+        try:
+            os.execve(path, argv, environ)
+        except OSError as error:
+            raise OSError(error.errno, f"execve {path}: {os.strerror(error.errno or 0).lower()}") from None
+
+
+def kill(pid: int, signal: int) -> None:
+    """Send a signal. Raises OSError. kill(2)."""
+    call_os("kill", (pid, signal), pid, os.kill, pid, signal)
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a descriptor of the process (only looks). Raises OSError: ESRCH. pidfd_open(2)."""
+    return label(look(libc.syscall, _long(SYSCALLS["pidfd_open"]), _long(pid), _long(0), what=f"pidfd_open {pid}"), f"pid {pid}")
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """Signal exactly the process the descriptor stands for, never a later one of the same number. pidfd_send_signal(2)."""
+    call_libc("pidfd_send_signal", (show(pidfd), signal), signal, libc.syscall, _long(SYSCALLS["pidfd_send_signal"]), _long(pidfd), _long(signal), None, _long(0))
+
+
+def close_range(first: int, last: int, flags: int) -> None:
+    """Close descriptors, or with CLOSE_RANGE_CLOEXEC mark them; not state of the container's, so not recorded. close_range(2)."""
+    if is_real():
+        look(libc.syscall, _long(SYSCALLS["close_range"]), _long(first), _long(last), _long(flags), what=f"close_range {first}")
+
+
+def setsid() -> None:
+    """Start a session of our own. setsid(2)."""
+    call_os("setsid", (), "", os.setsid)
