@@ -23,6 +23,7 @@ COMPOSED = {
     "mkdir": "a cgroup, or a directory beneath a container's root: (path, mode)",
     "rmdir": "a cgroup: (path,)",
     "symlinkat": "beneath a container's root: (target, path)",
+    "clone": "the container's first process, born in its new namespaces: (namespaces, role)",
     "fork": "a process of ours that becomes or enters a container: (role,)",
     "posix_spawn": "the monitor: (path, argv…)",
     "netlink": "one rtnetlink message: (text in the manner of ip(8),)",

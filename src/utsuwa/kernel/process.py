@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 
-from utsuwa.kernel.door import SYSCALLS, announce, call_libc, call_os, is_real, label, libc, look, show
+from utsuwa.kernel.door import SYSCALLS, announce, call_libc, call_os, flag_names, is_real, label, libc, look, show
+from utsuwa.kernel.namespace import CLONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CLOSE_RANGE_CLOEXEC = 4
+SIGCHLD = 17
 _long = ctypes.c_long
 
 
@@ -24,6 +26,29 @@ def fork(role: str, child: Callable[[], None]) -> int:
         child()
         return 0
     pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        child()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def clone(flags: int, role: str, child: Callable[[], None]) -> int:
+    """Fork straight into new namespaces; `flags` is a mask of CLONE_NEW*. Otherwise as `fork`. clone(2).
+
+    The raw system call: os.fork knows no flags, and a separate unshare would need a second fork to enter a pid namespace. Safe only in a
+    process with one thread, which the monitor is: the interpreter's own after-fork work concerns other threads.
+    """
+    if not announce("clone", (flag_names(flags, CLONE), role)):
+        child()
+        return 0
+    pid: int = libc.syscall(_long(SYSCALLS["clone"]), _long(flags | SIGCHLD), _long(0), _long(0), _long(0), _long(0))
+    if pid < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"clone {flag_names(flags, CLONE)}: {os.strerror(number).lower()}")
     if pid:
         return pid
     code = 1

@@ -1,0 +1,346 @@
+"""A monitor's life: boot, CREATE, the event loop, the end. Imports only what a container needs while it starts (design.md, section 6)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+
+from utsuwa import ledger
+from utsuwa.errors import CommandError, UtsuwaError
+from utsuwa.kernel import credential, process
+from utsuwa.kernel.door import label
+from utsuwa.ledger import because
+from utsuwa.monitor.log import Log
+from utsuwa.monitor.serve import Server
+from utsuwa.runtime import create, handshake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
+
+    Spec = dict[str, object]
+
+DRAIN_SECONDS = 2.0
+
+
+class Monitor:
+    """One container's monitor. `engine` is the caller's socket; None once it has let go."""
+
+    def __init__(self, engine: socket) -> None:
+        self.engine: socket | None = engine
+        self.config: Spec = {}
+        self.bundle: Spec = {}
+        self.attempt = create.Attempt()
+        self.ledger_fd = self.lock_fd = self.stdin_fd = -1
+        self.streams: dict[int, str] = {}
+        self.state: Spec = {}
+        self.poll = select.epoll()
+        self.exit_code: int | None = None
+        self.log: Log | None = None
+        self.server: Server | None = None
+        self.poll_fd = self.wake = -1
+        self.ended_at = 0.0
+
+    # ---- before the container runs
+
+    def begin(self) -> None:
+        """Take CREATE and carry it to CREATED, or say FAILED and leave."""
+        assert self.engine is not None
+        message = handshake.receive(self.engine)
+        if message is None or message[0] != handshake.CREATE:
+            os._exit(0)
+        self.config, self.bundle = message[1]  # type: ignore[misc]
+        self._own(message[2])
+        try:
+            ours, theirs = self._streams()
+            self.attempt = create.create(self.config, self.bundle, theirs)
+            for fd in set(theirs):
+                os.close(fd)
+            self._follow_init()
+        except UtsuwaError as error:
+            self._failed(type(error).__name__, str(error), error.exit_code)
+        self._write_state("created")
+        self.server = Server(self)
+        handshake.send(self.engine, handshake.CREATED, self.attempt.pid)
+
+    def _own(self, fds: list[int]) -> None:
+        """Take what makes us the one monitor: a session, the lock, the ledger, every orphan of the container."""
+        directory = str(self.bundle["directory"])
+        self.held = fds  # sockets that reserve published ports: open as long as we live
+        self.lock_fd = os.open(directory + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.lock_fd, fcntl.LOCK_EX)
+        self.ledger_fd = os.open(directory + "/ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        ledger.use(ledger.Ledger("monitor", ledger.to_file(self.ledger_fd)))
+        with because("orphans of the container become the monitor's, which reaps them", "prctl(2), PR_SET_CHILD_SUBREAPER", 1):
+            credential.prctl(credential.PR_SET_CHILD_SUBREAPER, 1)
+
+    def _streams(self) -> tuple[dict[int, str], tuple[int, ...]]:
+        spec: Spec = self.config["process"]  # type: ignore[assignment]
+        self.log = Log(str(self.bundle["directory"]) + "/log")
+        if spec.get("terminal"):
+            return {}, ()
+        out, out_theirs = os.pipe2(os.O_CLOEXEC)
+        err, err_theirs = os.pipe2(os.O_CLOEXEC)
+        if self.bundle.get("interactive"):
+            in_theirs, self.stdin_fd = os.pipe2(os.O_CLOEXEC)
+        else:
+            in_theirs = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self.streams = {out: "stdout", err: "stderr"}
+        return self.streams, (in_theirs, out_theirs, err_theirs)
+
+    def _follow_init(self) -> None:
+        """Take init's ledger lines until it waits for START. Raises what it failed with."""
+        self.init_ledger = ledger.Ledger("init", ledger.to_file(self.ledger_fd))
+        sock = self.attempt.sock
+        assert sock is not None
+        while True:
+            message = handshake.receive(sock)
+            if message is None:
+                raise _lost(self.attempt.pid)
+            if message[0] == handshake.READY:
+                return
+            self._from_init(message)
+
+    def _from_init(self, message: tuple[str, object, list[int]]) -> None:
+        kind, body, fds = message
+        if kind == handshake.LEDGER:
+            self.init_ledger.write(body)  # type: ignore[arg-type]
+        elif kind == handshake.TTY:
+            self.stdin_fd = label(fds[0], "terminal")
+            self.streams = {fds[0]: "stdout"}
+        elif kind == handshake.FAILED:
+            name, text, code = body  # type: ignore[misc]
+            raise CommandError(text, code) if name == "CommandError" else _error(name, text)
+
+    def _failed(self, kind: str, text: str, code: int) -> None:
+        create.destroy(self.attempt)
+        try:
+            if self.engine is not None:
+                handshake.send(self.engine, handshake.FAILED, (kind, text, code))
+                self._hand_back(started=False)
+        except OSError:
+            self._clean_up()
+        os._exit(0)
+
+    def start(self) -> None:
+        """Wait for START, let init go, and see whether execve happened."""
+        assert self.engine is not None and self.attempt.sock is not None
+        try:
+            message = handshake.receive(self.engine)
+        except OSError:
+            message = None
+        if message is None or message[0] != handshake.START:
+            create.destroy(self.attempt)
+            self._clean_up()
+            os._exit(0)
+        try:
+            handshake.send(self.attempt.sock, handshake.GO)
+            while True:
+                answer = handshake.receive(self.attempt.sock)
+                if answer is None:
+                    break
+                self._from_init(answer)
+        except UtsuwaError as error:
+            self._failed(type(error).__name__, str(error), error.exit_code)
+        except OSError:
+            self._failed("RuntimeFailure", "cannot start the container: its first process is gone", 125)
+        self.attempt.sock.close()
+        self.attempt.sock = None
+        self._write_state("running")
+        self._tell(handshake.RUNNING, None)
+
+    # ---- while it runs
+
+    def run(self) -> None:
+        """The event loop, until the container has ended and its output is drained."""
+        reading, self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _nothing)
+        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(sig, signal.SIG_IGN)
+        for fd in (reading, *self.streams):
+            self.poll.register(fd, select.EPOLLIN)
+        if self.engine is not None:
+            self.poll.register(self.engine.fileno(), select.EPOLLIN)
+        assert self.server is not None
+        self.poll.register(self.server.fileno(), select.EPOLLIN)
+        self.reap()
+        while self.exit_code is None or (self.streams and time.monotonic() < self.ended_at + DRAIN_SECONDS):
+            for fd, _events in self.poll.poll(-1 if self.exit_code is None else 0.05):
+                self._ready(fd, reading)
+
+    def _ready(self, fd: int, reading: int) -> None:
+        assert self.server is not None
+        if fd in self.streams:
+            self._output(fd)
+        elif fd == reading:
+            os.read(reading, 4096)
+            self.reap()
+        elif self.engine is not None and fd == self.engine.fileno():
+            self._from_engine()
+        else:
+            self.server.ready(fd)
+
+    def _output(self, fd: int) -> None:
+        try:
+            data = os.read(fd, handshake.OUTPUT_CHUNK)
+        except OSError:  # EIO: the last user of the terminal is gone
+            data = b""
+        stream = self.streams[fd]
+        if not data:
+            self.poll.unregister(fd)
+            del self.streams[fd]
+            if fd != self.stdin_fd:
+                os.close(fd)
+            return
+        assert self.log is not None and self.server is not None
+        self.log.write(stream, data)
+        if self.bundle.get("attached"):
+            self._tell(handshake.OUTPUT, (stream, data))
+        self.server.output(stream, data)
+
+    def _from_engine(self) -> None:
+        assert self.engine is not None and self.server is not None
+        message = handshake.receive(self.engine)
+        if message is None or message[0] == handshake.DONE:
+            self.poll.unregister(self.engine.fileno())
+            self.engine.close()
+            self.engine = None
+            return
+        self.server.input(message)
+
+    def _tell(self, kind: str, body: object) -> None:
+        if self.engine is None:
+            return
+        try:
+            handshake.send(self.engine, kind, body)
+        except OSError:
+            return
+
+    def reap(self) -> None:
+        """Take every child that has ended: the container's first process, exec sessions, orphans."""
+        assert self.server is not None
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            code = 128 - code if code < 0 else code
+            if pid == self.attempt.pid:
+                self.exit_code, self.ended_at = code, time.monotonic()
+                self.attempt.pid = 0
+            else:
+                self.server.ended(pid, code)
+
+    # ---- the end
+
+    def finish(self) -> None:
+        """Record the exit, remove the control groups, answer everyone; then clean up, unless the caller does."""
+        from utsuwa.container import cgroup
+
+        assert self.log is not None and self.server is not None
+        self.log.close()
+        oom = cgroup.oom_kills(self.attempt.directories) > 0
+        create.destroy(self.attempt)
+        self._write_state("stopped", exit_code=self.exit_code, oom=oom)
+        self.server.close(self.exit_code or 0)
+        note_modules()
+        self._tell(handshake.EXITED, (self.exit_code, oom))
+        self._hand_back(started=True)
+
+    def _hand_back(self, started: bool) -> None:
+        """Wait until a caller that holds the connection has cleaned up; without one, do it."""
+        while self.engine is not None:
+            try:
+                message = handshake.receive(self.engine)
+            except OSError:
+                message = None
+            if message is None:
+                break
+            if message[0] == handshake.DONE:
+                return
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Become `utsuwa _cleanup ID`, the engine's own code in a full interpreter; the lock goes first."""
+        os.close(self.lock_fd)
+        argv = [sys.executable, "-I", "-c", "import sys; sys.path.append(sys.argv[1]); from utsuwa.cli.main import main; main(sys.argv[2:])",
+                str(self.bundle["package"]), "_cleanup", str(self.bundle["id"])]
+        environ = {"UTSUWA_ROOT": str(self.bundle["root"]), "UTSUWA_RUNROOT": str(self.bundle["run"]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        os.execve(sys.executable, argv, environ)  # noqa: S606 - our own interpreter, no shell
+
+    def _write_state(self, status: str, exit_code: int | None = None, oom: bool = False) -> None:
+        from utsuwa.ledger.encode import dumps
+
+        now = time.time_ns()
+        if not self.state:
+            self.state = {"ociVersion": "1.3.0", "id": self.bundle["id"], "bundle": self.bundle["directory"], "boot": self.bundle["boot"]}
+        self.state.update({"status": status, "pid": self.attempt.pid, "monitor": os.getpid()})
+        if status == "running":
+            self.state.update({"started": now, "start_time": start_time(self.attempt.pid)})
+        if status == "stopped":
+            self.state.update({"finished": now, "exit_code": exit_code, "oom": oom})
+        path = str(self.bundle["directory"]) + "/state.json"
+        fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(fd, dumps(self.state).encode())
+        os.close(fd)
+        os.rename(path + ".tmp", path)
+
+
+def start_time(pid: int) -> int:
+    """Return the process's start in clock ticks since boot: with the pid it names one process. proc_pid_stat(5), field 22."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+        finally:
+            os.close(fd)
+    except OSError:
+        return 0
+
+
+def _nothing(_signal: int, _frame: object) -> None:
+    return
+
+
+def _error(name: str, text: str) -> UtsuwaError:
+    from utsuwa.errors import BY_NAME
+
+    return BY_NAME.get(name, UtsuwaError)(text)
+
+
+def _lost(pid: int) -> UtsuwaError:
+    return _error("RuntimeFailure", f"cannot make the container: its first process (pid {pid}) was killed before it was ready")
+
+
+def note_modules() -> None:
+    """Tell the budget test which modules this process has loaded, where it asks (UTSUWA_MODULES names a file)."""
+    path = os.environ.get("UTSUWA_MODULES")
+    if path:
+        from utsuwa.ledger.encode import dumps
+
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.write(fd, (dumps({"who": "monitor", "modules": sorted(sys.modules)}) + "\n").encode())
+        os.close(fd)
+
+
+def main(descriptor: int) -> None:
+    """Entry point: `descriptor` is our end of the engine's socket. Forks once, so that the caller has no zombie to wait for later."""
+    os.set_inheritable(descriptor, False)
+    process.close_range(descriptor + 1, 0xFFFFFFFF, 0)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    monitor = Monitor(handshake.adopt(descriptor))
+    monitor.begin()
+    monitor.start()
+    monitor.run()
+    monitor.finish()
+    os._exit(0)

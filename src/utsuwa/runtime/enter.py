@@ -1,0 +1,87 @@
+"""exec: one more process in a running container. Runs in a fork of the monitor; imports nothing.
+
+The middle process joins by the container's pidfd and forks once more, since a pid namespace is entered by children only.
+"""
+
+from __future__ import annotations
+
+import os
+
+from utsuwa import ledger
+from utsuwa.container import cgroup
+from utsuwa.errors import UtsuwaError
+from utsuwa.kernel import credential, files, mount, namespace, process
+from utsuwa.ledger import because
+from utsuwa.runtime import handshake, init, terminal, walls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
+
+    Spec = dict[str, object]
+
+
+class Entry:
+    """What an exec needs: `spec` an OCI process, `pidfd` of the container's init, `flags` the namespaces to join."""
+
+    __slots__ = ("bundle", "directories", "flags", "pidfd", "sock", "spec", "stdio")
+
+    def __init__(self, spec: Spec, bundle: Spec, pidfd: int, flags: int, directories: dict[str, str], stdio: tuple[int, ...], sock: socket) -> None:
+        self.spec, self.bundle, self.pidfd, self.flags = spec, bundle, pidfd, flags
+        self.directories, self.stdio, self.sock = directories, stdio, sock
+
+
+def main(entry: Entry) -> None:
+    """Join, fork, report the pid, leave. A failure goes up the pipe."""
+    ledger.use(ledger.Ledger("init", init.up_the_pipe(entry.sock)))  # type: ignore[arg-type]
+    try:
+        _join(entry)
+    except UtsuwaError as error:
+        handshake.send(entry.sock, handshake.FAILED, (type(error).__name__, str(error), error.exit_code))
+    except OSError as error:
+        handshake.send(entry.sock, handshake.FAILED, ("RuntimeFailure", f"cannot enter the container: {error.strerror}", 125))
+
+
+def _join(entry: Entry) -> None:
+    with because("until the program runs, nobody in the container may look into this process", "CVE-2016-9962", 6):
+        credential.prctl(credential.PR_SET_DUMPABLE, 0)
+    keep = sorted({*entry.stdio, entry.pidfd, entry.sock.fileno()})
+    last = 2
+    for fd in keep:
+        if fd > last + 1:
+            process.close_range(last + 1, fd - 1, 0)
+        last = max(last, fd)
+    process.close_range(last + 1, 0xFFFFFFFF, 0)
+    if entry.directories:
+        cgroup.enter(entry.directories)
+    with because("see what the container sees: all of its namespaces at once", "setns(2), pidfd", 1):
+        namespace.setns(entry.pidfd, entry.flags)
+    with because("a pid namespace is entered by children only", "pid_namespaces(7)", 1):
+        pid = process.fork("exec", lambda: _inside(entry))
+    handshake.send(entry.sock, handshake.PID, pid)
+
+
+def _inside(entry: Entry) -> None:
+    try:
+        with because("the process does not outlive the monitor", "prctl(2), PR_SET_PDEATHSIG", 1):
+            credential.prctl(credential.PR_SET_DUMPABLE, 0)
+        with because("a session of its own", "setsid(2)", 1):
+            process.setsid()
+        if entry.spec.get("terminal"):
+            devpts = files.openat2(mount.AT_FDCWD, "/dev/pts", files.O_PATH | os.O_DIRECTORY, 0, files.RESOLVE_NO_MAGICLINKS)
+            master, slave = terminal.open_pair(devpts, entry.spec)
+            handshake.send(entry.sock, handshake.TTY, None, (master,))
+            os.close(master)
+            os.close(devpts)
+            terminal.take(slave)
+        else:
+            terminal.use_streams(entry.stdio, entry.spec)
+        walls.set_limits(entry.spec)
+        bundle = entry.bundle
+        walls.build(entry.spec, bundle["masks"], bundle["filter"], str(bundle["filter_text"]), int(bundle["last_capability"]))  # type: ignore[arg-type,call-overload]
+        os.close(entry.pidfd)
+        init.run_program(entry.spec)
+    except UtsuwaError as error:
+        handshake.send(entry.sock, handshake.FAILED, (type(error).__name__, str(error), error.exit_code))
+    except OSError as error:
+        handshake.send(entry.sock, handshake.FAILED, ("RuntimeFailure", f"cannot enter the container: {error.strerror}", 125))

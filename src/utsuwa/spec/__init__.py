@@ -1,0 +1,1 @@
+"""Plain data that crosses packages: runtime configuration, images, references, networks, mounts. No behaviour."""
