@@ -1,0 +1,12 @@
+PY := .venv/bin/python
+
+.PHONY: test
+.venv/ready:
+	dpkg -s python3-venv >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq python3-venv; }
+	/usr/bin/python3 -m venv .venv
+	$(PY) -m pip install -q pytest
+	touch $@
+
+test: .venv/ready
+	@echo "lanes that ran: unit only; root, rootless and v2 guest are not built yet"
+	PYTHONPATH=src $(PY) -m pytest -q tests/unit
