@@ -27,7 +27,8 @@ def parse(text: str, capabilities: frozenset[str], machine: tuple[str, str], ker
     result: dict[str, object] = {"defaultAction": document["defaultAction"]}
     result.update({key: document[key] for key in _KEPT if document.get(key)})
     result["architectures"] = _architectures(document, machine[0])
-    entries = document.get("syscalls") or []
+    entries = document.get("syscalls")
+    entries = [] if entries is None else entries
     if not isinstance(entries, list):
         raise SpecError("seccomp profile: syscalls: expected an array")
     calls = [_call(entry, f"syscalls[{place}]") for place, entry in enumerate(entries) if _applies(entry, f"syscalls[{place}]", capabilities, machine[1], kernel)]
