@@ -4,7 +4,7 @@ PY := .venv/bin/python
 .venv/ready:
 	dpkg -s python3-venv busybox-static libseccomp2 >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq python3-venv busybox-static libseccomp2; }
 	/usr/bin/python3 -m venv .venv
-	$(PY) -m pip install -q pytest
+	$(PY) -m pip install -q pytest pytest-timeout hypothesis
 	touch $@
 
 test: .venv/ready
