@@ -92,3 +92,24 @@ def close_range(first: int, last: int, flags: int) -> None:
 def setsid() -> None:
     """Start a session of our own. setsid(2)."""
     call_os("setsid", (), "", os.setsid)
+
+
+def start_time(pid: int) -> int:
+    """Return the process's start in clock ticks since boot, 0 where there is none: with the pid it names one process. proc_pid_stat(5), field 22."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+        finally:
+            os.close(fd)
+    except OSError:
+        return 0
+
+
+def boot_id() -> str:
+    """Return this boot's id: a pid of another boot names nobody. random(4), boot_id."""
+    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 64).decode().strip()
+    finally:
+        os.close(fd)

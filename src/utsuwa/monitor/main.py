@@ -14,6 +14,7 @@ from utsuwa.errors import CommandError, UtsuwaError
 from utsuwa.kernel import credential, process
 from utsuwa.kernel.door import label
 from utsuwa.ledger import because
+from utsuwa.monitor.clients import Client, Stdin
 from utsuwa.monitor.log import Log
 from utsuwa.monitor.serve import Server
 from utsuwa.runtime import create, handshake
@@ -28,21 +29,23 @@ DRAIN_SECONDS = 2.0
 
 
 class Monitor:
-    """One container's monitor. `engine` is the caller's socket; None once it has let go."""
+    """One container's monitor. `engine` is the caller's connection; None once it has let go."""
 
     def __init__(self, engine: socket) -> None:
         self.engine: socket | None = engine
         self.config: Spec = {}
         self.bundle: Spec = {}
         self.attempt = create.Attempt()
-        self.ledger_fd = self.lock_fd = self.stdin_fd = -1
+        self.ledger_fd = self.lock_fd = self._stdin_fd = -1
         self.streams: dict[int, str] = {}
         self.state: Spec = {}
         self.poll = select.epoll()
         self.exit_code: int | None = None
         self.log: Log | None = None
         self.server: Server | None = None
-        self.poll_fd = self.wake = -1
+        self.stdin: Stdin
+        self.owner: Client | None = None
+        self.paused = False
         self.ended_at = 0.0
 
     # ---- before the container runs
@@ -64,7 +67,6 @@ class Monitor:
         except UtsuwaError as error:
             self._failed(type(error).__name__, str(error), error.exit_code)
         self._write_state("created")
-        self.server = Server(self)
         handshake.send(self.engine, handshake.CREATED, self.attempt.pid)
 
     def _own(self, fds: list[int]) -> None:
@@ -86,7 +88,7 @@ class Monitor:
         out, out_theirs = os.pipe2(os.O_CLOEXEC)
         err, err_theirs = os.pipe2(os.O_CLOEXEC)
         if self.bundle.get("interactive"):
-            in_theirs, self.stdin_fd = os.pipe2(os.O_CLOEXEC)
+            in_theirs, self._stdin_fd = os.pipe2(os.O_CLOEXEC)
         else:
             in_theirs = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self.streams = {out: "stdout", err: "stderr"}
@@ -110,7 +112,7 @@ class Monitor:
         if kind == handshake.LEDGER:
             self.init_ledger.write(body)  # type: ignore[arg-type]
         elif kind == handshake.TTY:
-            self.stdin_fd = label(fds[0], "terminal")
+            self._stdin_fd = label(fds[0], "terminal")
             self.streams = {fds[0]: "stdout"}
         elif kind == handshake.FAILED:
             name, text, code = body  # type: ignore[misc]
@@ -121,7 +123,7 @@ class Monitor:
         try:
             if self.engine is not None:
                 handshake.send(self.engine, handshake.FAILED, (kind, text, code))
-                self._hand_back(started=False)
+                self._hand_back()
         except OSError:
             self._clean_up()
         os._exit(0)
@@ -135,7 +137,8 @@ class Monitor:
             message = None
         if message is None or message[0] != handshake.START:
             create.destroy(self.attempt)
-            self._clean_up()
+            if message is None:  # the caller died; DONE says that it undoes the rest itself
+                self._clean_up()
             os._exit(0)
         try:
             handshake.send(self.attempt.sock, handshake.GO)
@@ -150,76 +153,80 @@ class Monitor:
             self._failed("RuntimeFailure", "cannot start the container: its first process is gone", 125)
         self.attempt.sock.close()
         self.attempt.sock = None
+        self.server = Server(self)
         self._write_state("running")
-        self._tell(handshake.RUNNING, None)
 
     # ---- while it runs
 
     def run(self) -> None:
         """The event loop, until the container has ended and its output is drained."""
-        reading, self.wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
+        reading, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _nothing)
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(sig, signal.SIG_IGN)
         for fd in (reading, *self.streams):
             self.poll.register(fd, select.EPOLLIN)
-        if self.engine is not None:
-            self.poll.register(self.engine.fileno(), select.EPOLLIN)
-        assert self.server is not None
-        self.poll.register(self.server.fileno(), select.EPOLLIN)
+        self.stdin = Stdin(self.poll, self._stdin_fd, terminal=self._stdin_fd in self.streams)
+        self._keep_owner()
         self.reap()
         while self.exit_code is None or (self.streams and time.monotonic() < self.ended_at + DRAIN_SECONDS):
-            for fd, _events in self.poll.poll(-1 if self.exit_code is None else 0.05):
-                self._ready(fd, reading)
+            for fd, events in self.poll.poll(-1 if self.exit_code is None else 0.05):
+                self._ready(fd, events, reading)
+            self._hold_back()
 
-    def _ready(self, fd: int, reading: int) -> None:
+    def _keep_owner(self) -> None:
+        """From now on the caller is a client like others, but for what its going means."""
+        assert self.engine is not None and self.server is not None
+        self.owner = Client(self.engine, self.poll, owner=True)
+        self.owner.attached = bool(self.bundle.get("attached"))
+        self.server.clients[self.owner.fileno()] = self.owner
+        self.server.tell(self.owner, handshake.RUNNING, None)
+
+    def _ready(self, fd: int, events: int, reading: int) -> None:
         assert self.server is not None
-        if fd in self.streams:
-            self._output(fd)
-        elif fd == reading:
+        if fd == reading:
             os.read(reading, 4096)
             self.reap()
-        elif self.engine is not None and fd == self.engine.fileno():
-            self._from_engine()
+            return
+        if fd == self.stdin.fd and events & select.EPOLLOUT:
+            self.stdin.ready()
+        if fd in self.streams:
+            if events & ~select.EPOLLOUT:
+                self._output(fd)
+        elif fd == self.stdin.fd:
+            if events & (select.EPOLLERR | select.EPOLLHUP):  # nobody reads it any more
+                self.stdin.close()
         else:
-            self.server.ready(fd)
+            self.server.ready(fd, events)
+
+    def _hold_back(self) -> None:
+        """Stop reading the container's output while an attached client is behind, and go on when it has caught up."""
+        assert self.server is not None
+        full = self.server.full
+        if full != self.paused:
+            self.paused = full
+            for fd in self.streams:
+                self.poll.modify(fd, 0 if full else select.EPOLLIN)
 
     def _output(self, fd: int) -> None:
         try:
             data = os.read(fd, handshake.OUTPUT_CHUNK)
+        except BlockingIOError:
+            return
         except OSError:  # EIO: the last user of the terminal is gone
             data = b""
         stream = self.streams[fd]
         if not data:
             self.poll.unregister(fd)
             del self.streams[fd]
-            if fd != self.stdin_fd:
-                os.close(fd)
+            if fd == self.stdin.fd:
+                self.stdin.fd = -1
+            os.close(fd)
             return
         assert self.log is not None and self.server is not None
         self.log.write(stream, data)
-        if self.bundle.get("attached"):
-            self._tell(handshake.OUTPUT, (stream, data))
         self.server.output(stream, data)
-
-    def _from_engine(self) -> None:
-        assert self.engine is not None and self.server is not None
-        message = handshake.receive(self.engine)
-        if message is None or message[0] == handshake.DONE:
-            self.poll.unregister(self.engine.fileno())
-            self.engine.close()
-            self.engine = None
-            return
-        self.server.input(message)
-
-    def _tell(self, kind: str, body: object) -> None:
-        if self.engine is None:
-            return
-        try:
-            handshake.send(self.engine, kind, body)
-        except OSError:
-            return
 
     def reap(self) -> None:
         """Take every child that has ended: the container's first process, exec sessions, orphans."""
@@ -250,12 +257,14 @@ class Monitor:
         oom = cgroup.oom_kills(self.attempt.directories) > 0
         create.destroy(self.attempt)
         self._write_state("stopped", exit_code=self.exit_code, oom=oom)
-        self.server.close(self.exit_code or 0)
+        os.close(self.lock_fd)  # all is written: who takes the lock now may clean up
+        self.lock_fd = -1
+        self.server.close(self.exit_code or 0, oom=oom)
         note_modules()
-        self._tell(handshake.EXITED, (self.exit_code, oom))
-        self._hand_back(started=True)
+        self.engine = self.owner.sock if self.owner is not None and self.owner.fileno() >= 0 else None
+        self._hand_back()
 
-    def _hand_back(self, started: bool) -> None:
+    def _hand_back(self) -> None:
         """Wait until a caller that holds the connection has cleaned up; without one, do it."""
         while self.engine is not None:
             try:
@@ -270,10 +279,13 @@ class Monitor:
 
     def _clean_up(self) -> None:
         """Become `utsuwa _cleanup ID`, the engine's own code in a full interpreter; the lock goes first."""
-        os.close(self.lock_fd)
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
         argv = [sys.executable, "-I", "-c", "import sys; sys.path.append(sys.argv[1]); from utsuwa.cli.main import main; main(sys.argv[2:])",
                 str(self.bundle["package"]), "_cleanup", str(self.bundle["id"])]
         environ = {"UTSUWA_ROOT": str(self.bundle["root"]), "UTSUWA_RUNROOT": str(self.bundle["run"]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        if self.bundle.get("rootless"):
+            environ["UTSUWA_ROOTLESS"] = str(self.bundle["rootless"])
         os.execve(sys.executable, argv, environ)  # noqa: S606 - our own interpreter, no shell
 
     def _write_state(self, status: str, exit_code: int | None = None, oom: bool = False) -> None:
@@ -284,7 +296,7 @@ class Monitor:
             self.state = {"ociVersion": "1.3.0", "id": self.bundle["id"], "bundle": self.bundle["directory"], "boot": self.bundle["boot"]}
         self.state.update({"status": status, "pid": self.attempt.pid, "monitor": os.getpid()})
         if status == "running":
-            self.state.update({"started": now, "start_time": start_time(self.attempt.pid)})
+            self.state.update({"started": now, "start_time": process.start_time(self.attempt.pid)})
         if status == "stopped":
             self.state.update({"finished": now, "exit_code": exit_code, "oom": oom})
         path = str(self.bundle["directory"]) + "/state.json"
@@ -292,18 +304,6 @@ class Monitor:
         os.write(fd, dumps(self.state).encode())
         os.close(fd)
         os.rename(path + ".tmp", path)
-
-
-def start_time(pid: int) -> int:
-    """Return the process's start in clock ticks since boot: with the pid it names one process. proc_pid_stat(5), field 22."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
-        finally:
-            os.close(fd)
-    except OSError:
-        return 0
 
 
 def _nothing(_signal: int, _frame: object) -> None:

@@ -1,4 +1,4 @@
-"""The monitor's socket: attach, exec, wait, input and resize. A path in a 0700 directory, 0600, only for the same user (SO_PEERCRED)."""
+"""The monitor's socket: attach, exec, wait, signal, input and resize. A path in a 0700 directory, 0600, only for the same user (SO_PEERCRED)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import select
 from _struct import unpack
 
-import _socket
-
-from utsuwa.kernel import namespace, process
+from utsuwa.kernel import process
 from utsuwa.ledger import because
+from utsuwa.monitor.clients import Client
 from utsuwa.runtime import enter, handshake
 from utsuwa.runtime.terminal import TIOCSWINSZ
+
+import _socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,140 +24,150 @@ if TYPE_CHECKING:
     Spec = dict[str, object]
     Message = tuple[str, object, list[int]]
 
-_JOIN = {"pid": namespace.CLONE_NEWPID, "mount": namespace.CLONE_NEWNS, "uts": namespace.CLONE_NEWUTS, "ipc": namespace.CLONE_NEWIPC,
-         "network": namespace.CLONE_NEWNET, "cgroup": namespace.CLONE_NEWCGROUP}
-
 
 class Server:
-    """Listens beside the event loop; `clients` are sockets by descriptor."""
+    """Listens beside the event loop; `clients` by descriptor, the caller that made the container among them while it holds on."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
-        self.clients: dict[int, socket] = {}
-        self.attached: set[int] = set()
-        self.waiting: set[int] = set()
+        self.clients: dict[int, Client] = {}
         self.sessions: dict[int, int] = {}  # pid of an exec session -> its client
         directory = os.open(str(monitor.bundle["run_directory"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener: socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)  # type: ignore[assignment]
         os.umask(0o077)
         # Through the directory's descriptor: a 64-digit id nearly fills the 108 bytes of sun_path. unix(7)
         self._listener.bind(f"/proc/self/fd/{directory}/monitor.sock")
-        self._listener.listen(16)
+        self._listener.listen(64)
         os.umask(0o022)
         os.close(directory)
+        monitor.poll.register(self._listener.fileno(), select.EPOLLIN)
 
     def fileno(self) -> int:
         return self._listener.fileno()
 
-    def ready(self, fd: int) -> None:
+    def ready(self, fd: int, events: int) -> None:
         """Serve one descriptor the event loop found ready."""
         if fd == self._listener.fileno():
             self._accept()
-        elif fd in self.clients:
-            try:
-                message = handshake.receive(self.clients[fd])
-            except OSError:
-                message = None
-            if message is None:
-                self._drop(fd)
-            else:
-                self._request(fd, message)
-
-    def _accept(self) -> None:
-        try:
-            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
-        except OSError:
             return
-        client = handshake.adopt(fd)
-        _, uid, _ = unpack("3i", client.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
-        if uid != os.geteuid():
-            client.close()
-            return
-        self.clients[fd] = client
-        self.monitor.poll.register(fd, select.EPOLLIN)
-
-    def _drop(self, fd: int) -> None:
-        self.monitor.poll.unregister(fd)
-        self.clients.pop(fd).close()
-        self.attached.discard(fd)
-        self.waiting.discard(fd)
-
-    def _request(self, fd: int, message: Message) -> None:
-        kind, body, fds = message
-        if kind == handshake.ATTACH:
-            self.attached.add(fd)
-            self.waiting.add(fd)
-            self._tell(fd, handshake.RUNNING, bool(self.monitor.config["process"].get("terminal")))  # type: ignore[attr-defined]
-        elif kind == handshake.WAIT:
-            self.waiting.add(fd)
-        elif kind == handshake.EXEC:
-            self._exec(fd, body, fds)  # type: ignore[arg-type]
-        else:
-            self.input(message)
-
-    def _tell(self, fd: int, kind: str, body: object, fds: tuple[int, ...] = ()) -> None:
         client = self.clients.get(fd)
         if client is None:
             return
         try:
-            handshake.send(client, kind, body, fds)
+            if events & select.EPOLLOUT:
+                client.flush()
+            message = handshake.receive(client.sock) if events & ~select.EPOLLOUT else ("", None, [])
         except OSError:
-            self._drop(fd)
+            message = None
+        if message is None or message[0] == handshake.DONE:
+            self.drop(client)
+        elif message[0]:
+            self._request(client, message)
 
-    def input(self, message: Message) -> None:
-        """Input, its end, or a new size of the terminal."""
+    def _accept(self) -> None:
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined] # noqa: SLF001 - what socket.accept itself calls
+        except OSError:
+            return
+        sock = handshake.adopt(fd)
+        _, uid, _ = unpack("3i", sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
+        if uid != os.geteuid():
+            sock.close()
+            return
+        self.clients[fd] = Client(sock, self.monitor.poll)
+
+    def drop(self, client: Client) -> None:
+        """Forget a client that has gone."""
+        self.clients.pop(client.fileno(), None)
+        self.monitor.stdin.forget(client)
+        for pid, fd in tuple(self.sessions.items()):
+            if fd == client.fileno():  # its number may be another's soon
+                self.sessions[pid] = -1
+        client.close()
+
+    def _request(self, client: Client, message: Message) -> None:
         kind, body, fds = message
+        if kind == handshake.ATTACH:
+            self.tell(client, handshake.RUNNING, bool(self.monitor.config["process"].get("terminal")))  # type: ignore[attr-defined]
+            client.attached = client.waiting = True
+        elif kind == handshake.WAIT:
+            client.waiting = True
+        elif kind == handshake.EXEC:
+            self._exec(client, body, fds)  # type: ignore[arg-type]
+            return
+        elif kind == handshake.SIGNAL:
+            self._signal(client, body)
+        else:
+            self._input(client, kind, body)
         for fd in fds:
             os.close(fd)
-        target = self.monitor.stdin_fd
-        if target < 0:
-            return
+
+    def tell(self, client: Client, kind: str, body: object, fds: tuple[int, ...] = ()) -> None:
+        """Send to a client; one that has gone is dropped."""
         try:
-            if kind == handshake.INPUT:
-                view = memoryview(body)  # type: ignore[arg-type]
-                while view:
-                    view = view[os.write(target, view):]
-            elif kind == handshake.RESIZE:
-                rows, columns = body  # type: ignore[misc]
-                fcntl.ioctl(target, TIOCSWINSZ, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
-            elif kind == handshake.END_INPUT and target not in self.monitor.streams:
-                os.close(target)
-                self.monitor.stdin_fd = -1
-        except OSError:  # the container closed its input
+            client.send(kind, body, fds)
+        except OSError:
+            self.drop(client)
+
+    def _signal(self, client: Client, body: object) -> None:
+        """Signal the container's first process, or the session that this client started: (number) or (number, pid)."""
+        number, pid = body if isinstance(body, tuple) else (body, self.monitor.attempt.pid)
+        if pid != self.monitor.attempt.pid and self.sessions.get(pid) != client.fileno():
             return
+        if pid > 0:  # not reaped yet, so the number is still its own
+            with because("somebody signals the container", "kill(2)", 1):
+                try:
+                    process.kill(pid, number)
+                except OSError:
+                    return
+
+    def _input(self, client: Client, kind: str, body: object) -> None:
+        stdin = self.monitor.stdin
+        if kind == handshake.INPUT:
+            stdin.put(client, body)  # type: ignore[arg-type]
+        elif kind == handshake.END_INPUT and client.owner:  # an attach that ends leaves the input open for the next
+            stdin.end()
+        elif kind == handshake.RESIZE and stdin.fd >= 0:
+            rows, columns = body  # type: ignore[misc,has-type]
+            try:
+                fcntl.ioctl(stdin.fd, TIOCSWINSZ, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
+            except OSError:  # the terminal is gone
+                return
 
     def output(self, stream: str, data: bytes) -> None:
         """Pass output on to whoever is attached."""
-        for fd in tuple(self.attached):
-            self._tell(fd, handshake.OUTPUT, (stream, data))
+        for client in tuple(self.clients.values()):
+            if client.attached:
+                self.tell(client, handshake.OUTPUT, (stream, data))
+
+    @property
+    def full(self) -> bool:
+        """Whether an attached client is so far behind that the container's output must wait."""
+        return any(client.full for client in self.clients.values())
 
     # ---- exec
 
-    def _exec(self, fd: int, spec: Spec, fds: list[int]) -> None:
+    def _exec(self, client: Client, spec: Spec, fds: list[int]) -> None:
         monitor = self.monitor
         ours, theirs = handshake.pair()
-        bundle = {**monitor.bundle, **spec["walls"]}  # type: ignore[dict-item]
-        flags = 0
-        for item in monitor.config["linux"]["namespaces"]:  # type: ignore[index]
-            flags |= _JOIN[item["type"]]
         pidfd = process.pidfd_open(monitor.attempt.pid)
-        entry = enter.Entry(spec["process"], bundle, pidfd, flags, monitor.attempt.directories, tuple(fds), theirs)  # type: ignore[arg-type]
+        entry = enter.Entry(spec, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs)
         with because("one more process for the container; it joins from a fork, so the monitor never leaves its own namespaces", "setns(2)", 1):
             middle = process.fork("exec", lambda: enter.main(entry))
         for each in (*fds, pidfd):
             os.close(each)
         theirs.close()
-        pid, failure = self._follow(fd, ours)
+        pid, failure = self._follow(client, ours)
         ours.close()
         os.waitpid(middle, 0)
         if failure is not None or not pid:
-            self._tell(fd, handshake.FAILED, failure or ("RuntimeFailure", "cannot enter the container: it is gone", 125))
+            self.tell(client, handshake.FAILED, failure or ("RuntimeFailure", "cannot enter the container: it is gone", 125))
             return
-        self.sessions[pid] = fd
-        self._tell(fd, handshake.RUNNING, pid)
+        self.sessions[pid] = client.fileno()
+        self.tell(client, handshake.RUNNING, pid)
         monitor.reap()
 
-    def _follow(self, fd: int, sock: socket) -> tuple[int, object]:
+    def _follow(self, client: Client, sock: socket) -> tuple[int, object]:
         """Take the new process's messages until execve closes its end. Returns (pid, failure or None)."""
         pid, failure = 0, None
         while (message := handshake.receive(sock)) is not None:
@@ -166,7 +177,7 @@ class Server:
             elif kind == handshake.LEDGER:
                 self.monitor.init_ledger.write(body)  # type: ignore[arg-type]
             elif kind == handshake.TTY:
-                self._tell(fd, handshake.TTY, None, tuple(fds))
+                self.tell(client, handshake.TTY, None, tuple(fds))
             elif kind == handshake.FAILED:
                 failure = body
             for each in fds:
@@ -175,14 +186,21 @@ class Server:
 
     def ended(self, pid: int, code: int) -> None:
         """An exec session's process has ended."""
-        fd = self.sessions.pop(pid, -1)
-        if fd >= 0:
-            self._tell(fd, handshake.EXITED, (code, False))
+        client = self.clients.get(self.sessions.pop(pid, -1))
+        if client is not None:
+            self.tell(client, handshake.EXITED, (code, False))
 
-    def close(self, code: int) -> None:
-        """Tell everyone that the container has ended, and stop listening."""
-        for fd in tuple(self.waiting | set(self.sessions.values())):
-            self._tell(fd, handshake.EXITED, (code, False))
+    def close(self, code: int, *, oom: bool) -> None:
+        """Tell everyone that the container has ended, and stop listening. The owner stays."""
+        sessions = set(self.sessions.values())
+        for fd, client in tuple(self.clients.items()):
+            if client.owner or client.waiting or fd in sessions:
+                self.tell(client, handshake.EXITED, (128 + 9, False) if fd in sessions else (code, oom))
+        for client in tuple(self.clients.values()):
+            try:
+                client.flush(0)
+            except OSError:
+                continue
         self._listener.close()
         try:
             os.unlink(str(self.monitor.bundle["run_directory"]) + "/monitor.sock")

@@ -21,14 +21,27 @@ if TYPE_CHECKING:
     Spec = dict[str, object]
 
 
+_JOIN = {"pid": namespace.CLONE_NEWPID, "mount": namespace.CLONE_NEWNS, "uts": namespace.CLONE_NEWUTS, "ipc": namespace.CLONE_NEWIPC,
+         "network": namespace.CLONE_NEWNET, "cgroup": namespace.CLONE_NEWCGROUP}
+
+
+def namespaces(config: Spec) -> int:
+    """Return the mask of the namespaces that a container has of its own, or joined."""
+    flags = 0
+    for item in config["linux"]["namespaces"]:  # type: ignore[index,call-overload]
+        flags |= _JOIN[item["type"]]
+    return flags
+
+
 class Entry:
-    """What an exec needs: `spec` an OCI process, `pidfd` of the container's init, `flags` the namespaces to join."""
+    """What an exec needs: `spec` (an OCI `process`, the walls beside it), `flags` the namespaces to join, `pidfd` of the container's init."""
 
-    __slots__ = ("bundle", "directories", "flags", "pidfd", "sock", "spec", "stdio")
+    __slots__ = ("directories", "flags", "pidfd", "process", "sock", "stdio", "walls")
 
-    def __init__(self, spec: Spec, bundle: Spec, pidfd: int, flags: int, directories: dict[str, str], stdio: tuple[int, ...], sock: socket) -> None:
-        self.spec, self.bundle, self.pidfd, self.flags = spec, bundle, pidfd, flags
-        self.directories, self.stdio, self.sock = directories, stdio, sock
+    def __init__(self, spec: Spec, flags: int, pidfd: int, directories: dict[str, str], stdio: tuple[int, ...], sock: socket) -> None:
+        self.process: Spec = spec["process"]  # type: ignore[assignment]
+        self.walls: Spec = spec["walls"]  # type: ignore[assignment]
+        self.flags, self.pidfd, self.directories, self.stdio, self.sock = flags, pidfd, directories, stdio, sock
 
 
 def main(entry: Entry) -> None:
@@ -63,24 +76,22 @@ def _join(entry: Entry) -> None:
 
 def _inside(entry: Entry) -> None:
     try:
-        with because("the process does not outlive the monitor", "prctl(2), PR_SET_PDEATHSIG", 1):
-            credential.prctl(credential.PR_SET_DUMPABLE, 0)
         with because("a session of its own", "setsid(2)", 1):
             process.setsid()
-        if entry.spec.get("terminal"):
+        if entry.process.get("terminal"):
             devpts = files.openat2(mount.AT_FDCWD, "/dev/pts", files.O_PATH | os.O_DIRECTORY, 0, files.RESOLVE_NO_MAGICLINKS)
-            master, slave = terminal.open_pair(devpts, entry.spec)
+            master, slave = terminal.open_pair(devpts, entry.process)
             handshake.send(entry.sock, handshake.TTY, None, (master,))
             os.close(master)
             os.close(devpts)
             terminal.take(slave)
         else:
-            terminal.use_streams(entry.stdio, entry.spec)
-        walls.set_limits(entry.spec)
-        bundle = entry.bundle
-        walls.build(entry.spec, bundle["masks"], bundle["filter"], str(bundle["filter_text"]), int(bundle["last_capability"]))  # type: ignore[arg-type,call-overload]
+            terminal.use_streams(entry.stdio, entry.process)
+        walls.set_limits(entry.process)
+        wall = entry.walls
+        walls.build(entry.process, wall["masks"], wall["filter"], str(wall["filter_text"]), int(wall["last_capability"]))  # type: ignore[arg-type,call-overload]
         os.close(entry.pidfd)
-        init.run_program(entry.spec)
+        init.run_program(entry.process)
     except UtsuwaError as error:
         handshake.send(entry.sock, handshake.FAILED, (type(error).__name__, str(error), error.exit_code))
     except OSError as error:

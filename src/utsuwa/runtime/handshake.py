@@ -18,10 +18,10 @@ Create and start:
       │ ◀──────────── EXITED(code) ─────── reaps, state.json
       │ DONE ────────────────────────────▶ (the caller has cleaned up) leaves
 
-End of file on the engine's side without DONE gives the clean-up back to the monitor; before START it undoes the container.
-FAILED(kind, message, exit_code) may come instead of any answer.
+End of file on the engine's side without DONE gives the clean-up back to the monitor; before START it undoes the container, and DONE there says that
+the caller undoes the rest. FAILED(kind, message, exit_code) may come instead of any answer. INPUT is answered by TAKEN when the container has it.
 
-Attach, exec, wait and resize are requests on the monitor's own socket, with the same messages.
+Attach, exec, wait, signal and resize are requests on the monitor's own socket, with the same messages.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     Message = tuple[str, object]
 
 # engine → monitor
-CREATE, START, DONE, INPUT, END_INPUT, RESIZE, ATTACH, EXEC, WAIT = "create", "start", "done", "input", "end-input", "resize", "attach", "exec", "wait"
+CREATE, START, DONE, INPUT, END_INPUT, RESIZE, ATTACH, EXEC, WAIT, SIGNAL = "create", "start", "done", "input", "end-input", "resize", "attach", "exec", "wait", "signal"
 # monitor → engine
-CREATED, RUNNING, OUTPUT, EXITED, FAILED = "created", "running", "output", "exited", "failed"
+CREATED, RUNNING, OUTPUT, EXITED, FAILED, TAKEN = "created", "running", "output", "exited", "failed", "taken"
 # init → monitor, and the one answer
 PID, LEDGER, TTY, READY, GO = "pid", "ledger", "tty", "ready", "go"
 
@@ -67,8 +67,8 @@ def adopt(descriptor: int) -> socket:
     return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)  # type: ignore[return-value]
 
 
-def send(sock: socket, kind: str, body: object = None, fds: tuple[int, ...] = ()) -> None:
-    """Send one message. Raises OSError: EPIPE when the other side is gone. The caller keeps its descriptors."""
+def send(sock: socket, kind: str, body: object = None, fds: tuple[int, ...] = (), flags: int = 0) -> None:
+    """Send one message. Raises OSError: EPIPE when the other side is gone, EAGAIN with MSG_DONTWAIT in `flags`. The caller keeps its descriptors."""
     data = marshal.dumps((kind, body))
     memfd = -1
     if len(data) > MESSAGE_LIMIT:
@@ -79,7 +79,7 @@ def send(sock: socket, kind: str, body: object = None, fds: tuple[int, ...] = ()
         data, fds = marshal.dumps(("memfd", len(data))), (memfd, *fds)
     try:
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"{len(fds)}i", *fds))] if fds else []
-        sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL)
+        sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL | flags)
     finally:
         if memfd >= 0:
             os.close(memfd)
@@ -111,6 +111,18 @@ def receive(sock: socket) -> tuple[str, object, list[int]] | None:
         finally:
             os.close(memfd)
     return message, body, fds
+
+
+def connect(path: str) -> socket:
+    """Connect to a monitor by the path of its socket, through its directory's descriptor (sun_path holds 108 bytes). Raises OSError. unix(7)"""
+    directory, _, name = path.rpartition("/")
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        sock.connect(f"/proc/self/fd/{fd}/{name}")
+    finally:
+        os.close(fd)
+    return sock  # type: ignore[return-value]
 
 
 def _read_all(memfd: int, length: int) -> bytes:

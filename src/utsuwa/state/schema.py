@@ -68,6 +68,7 @@ CREATE TABLE port (
     address TEXT NOT NULL,            -- '' for all
     port INTEGER NOT NULL,
     sandbox TEXT NOT NULL,
+    target INTEGER NOT NULL,          -- the container's port
     PRIMARY KEY (protocol, address, port)
 );
 CREATE TABLE volume (

@@ -1,0 +1,146 @@
+"""Options and image become config.json (OCI runtime-spec) and the walls beside it. Pure but for what it looks up of this machine."""
+
+from __future__ import annotations
+
+import os
+
+from utsuwa.container import user as users
+from utsuwa.errors import UsageError
+from utsuwa.security import capabilities, devices, paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.container.user import User
+    from utsuwa.engine.options import RunOptions
+    from utsuwa.spec.image import ImageRecord
+
+    Spec = dict[str, object]
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CPU_PERIOD = 100_000
+SHM_SIZE = 67_108_864
+MIN_MEMORY = 6 * 1024 * 1024
+
+
+def command(options: RunOptions, image: ImageRecord) -> list[str]:
+    """Return argv: entrypoint and command, as Docker joins them. A new entrypoint clears the image's command. Raises UsageError."""
+    entry, args = image.config.get("Entrypoint"), options.args
+    if options.entrypoint is not None:
+        argv = [*options.entrypoint, *args]
+    else:
+        argv = [*(entry or []), *(args or image.config.get("Cmd") or [])]  # type: ignore[misc,has-type]
+    if not argv:
+        raise UsageError(f"no command specified: the image {options.image} has none, give one after the image's name")
+    if any("\0" in word for word in argv):
+        raise UsageError("invalid command: a word contains a NUL character")
+    return argv
+
+
+def environment(options: RunOptions, image: ImageRecord, hostname: str, home: str) -> list[str]:
+    """Return the environment in Docker's order: PATH, HOSTNAME, TERM, the image's, the caller's, and HOME where nobody set it."""
+    found = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
+    if options.terminal:
+        found["TERM"] = "xterm"
+    for entry in (*image.config.get("Env", ()), *options.env):  # type: ignore[misc]
+        key, _, value = str(entry).partition("=")
+        found[key] = value
+    found.setdefault("HOME", home)
+    return [f"{key}={value}" for key, value in found.items()]
+
+
+def process(options: RunOptions, image: ImageRecord, hostname: str, user: User, kept: list[str]) -> Spec:
+    """Return config.json's `process`. Capabilities as Docker gives them: a user that is not root has them in the bounding set alone."""
+    effective = kept if user.uid == 0 else []
+    return {
+        "terminal": options.terminal,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
+        "args": command(options, image), "env": environment(options, image, hostname, user.home),
+        "cwd": options.workdir or str(image.config.get("WorkingDir") or "/"),
+        "capabilities": {"bounding": kept, "effective": effective, "permitted": effective},
+        "noNewPrivileges": options.no_new_privs,
+    }
+
+
+def resources(options: RunOptions) -> Spec:
+    """Return `linux.resources`. Memory and swap together are twice the memory, as Docker sets them. Raises UsageError."""
+    found: Spec = {"devices": devices.rules()}
+    if options.memory:
+        if options.memory < MIN_MEMORY:
+            raise UsageError("invalid memory limit: minimum memory limit allowed is 6MB")
+        found["memory"] = {"limit": options.memory, "swap": 2 * options.memory}
+    if options.cpus:
+        most = os.cpu_count() or 1
+        if not 0.01 <= options.cpus <= most:
+            raise UsageError(f"invalid --cpus {options.cpus:g}: range of CPUs is from 0.01 to {most}.00, as there are only {most} CPUs available")
+        found["cpu"] = {"quota": int(options.cpus * CPU_PERIOD), "period": CPU_PERIOD}
+    if options.pids_limit > 0:
+        found["pids"] = {"limit": options.pids_limit}
+    return found
+
+
+def _mount(destination: str, kind: str, *options: str, source: str = "") -> Spec:
+    return {"destination": destination, "type": kind, "source": source or kind, "options": list(options)}
+
+
+def mounts(directory: str, binds: list[Spec], *, own_network: bool, in_userns: bool) -> list[Spec]:
+    """Return `mounts` in Docker's order: the kernel's file systems, the three files of names, then the caller's, outer before inner."""
+    sys_ = _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro")
+    if in_userns and not own_network:
+        # sysfs shows a network namespace, and only the user namespace that owns it may mount it: the host's is bound instead, read-only. sysfs(5)
+        sys_ = _mount("/sys", "bind", "rbind", "rro", "nosuid", "noexec", "nodev", source="/sys")
+    found = [
+        _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        sys_,
+        _mount("/sys/fs/cgroup", "cgroup", "ro", "nosuid", "noexec", "nodev"),
+        _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE}", source="shm"),  # noqa: S108
+    ]
+    given = [str(bind["destination"]) for bind in binds]
+    for name in ("resolv.conf", "hostname", "hosts"):
+        if f"/etc/{name}" not in given:
+            found.append(_mount(f"/etc/{name}", "bind", "rbind", "rprivate", source=f"{directory}/{name}"))
+    return [item for item in found if item["destination"] not in given] + sorted(binds, key=lambda bind: str(bind["destination"]).count("/"))
+
+
+def namespaces(network: str, netns: str) -> list[Spec]:
+    """Return `linux.namespaces`: all that a container has of its own. `network` is host, none, or another mode whose namespace is at `netns`."""
+    found: list[Spec] = [{"type": kind} for kind in ("mount", "uts", "ipc", "pid", "cgroup")]
+    if network != "host":
+        found.append({"type": "network", "path": netns} if netns else {"type": "network"})
+    return found
+
+
+def document(options: RunOptions, image: ImageRecord, *, directory: str, hostname: str, cgroup: str, netns: str, binds: list[Spec], in_userns: bool) -> tuple[Spec, list[str]]:
+    """Return (config.json, the capabilities kept). Raises UsageError for a user, command, limit or capability that cannot be."""
+    user = users.resolve(options.user or str(image.config.get("User") or ""), image.passwd, image.group)
+    kept = capabilities.resolve(options.cap_add, options.cap_drop)
+    linux: Spec = {
+        "namespaces": namespaces(options.network, netns), "resources": resources(options) if cgroup else {}, "devices": devices.nodes(),
+        "maskedPaths": paths.masked(), "readonlyPaths": paths.readonly(),
+    }
+    if cgroup:
+        linux["cgroupsPath"] = cgroup
+    if options.network != "host":
+        linux["sysctl"] = sysctls(in_userns)
+    return {
+        "ociVersion": "1.3.0", "root": {"path": f"{directory}/merged", "readonly": options.read_only}, "hostname": hostname,
+        "process": process(options, image, hostname, user, kept), "linux": linux,
+        "mounts": mounts(directory, binds, own_network=options.network != "host", in_userns=in_userns),
+    }, kept
+
+
+def sysctls(in_userns: bool) -> dict[str, str]:
+    """Return what Docker sets in a network namespace of the container's own: any program may bind low ports, and (where all groups are mapped) ping."""
+    found = {"net.ipv4.ip_unprivileged_port_start": "0"}
+    if not in_userns:
+        found["net.ipv4.ping_group_range"] = "0 2147483647"
+    return found
+
+
+def masks(kept: list[str], uid: int) -> dict[str, int]:
+    """Return the five capability sets as masks; the inheritable one is always empty (CVE-2022-24769)."""
+    bounding = capabilities.mask(kept)
+    effective = bounding if uid == 0 else 0
+    return {"bounding": bounding, "effective": effective, "permitted": effective, "inheritable": 0, "ambient": 0}

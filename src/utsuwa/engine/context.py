@@ -1,0 +1,42 @@
+"""What every use case starts from: where things are, the database, and whether we live in a user namespace."""
+
+from __future__ import annotations
+
+import os
+
+from utsuwa.state.db import Database
+from utsuwa.state.paths import Paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.errors import UtsuwaError
+
+ROOTLESS = "UTSUWA_ROOTLESS"
+"""Set by the holder's join to the caller's own user id, for our own children: inside the holder everybody is 0."""
+
+
+class Context:
+    """One engine's state. `rootless` is true inside the holder's user namespace; `owner` is then the user's id outside, else 0."""
+
+    __slots__ = ("db", "owner", "paths", "rootless")
+
+    def __init__(self, paths: Paths, db: Database, owner: int = 0, rootless: bool = False) -> None:
+        self.paths, self.db, self.owner, self.rootless = paths, db, owner, rootless
+
+
+def open_context(paths: Paths | None = None) -> Context:
+    """Open the engine's state, made where missing. Call after the holder has been joined. Raises UtsuwaError."""
+    paths = paths or Paths()
+    try:
+        db = Database(paths.database)
+    except _failure():
+        paths.make()
+        db = Database(paths.database)
+    owner = os.environ.get(ROOTLESS, "")
+    return Context(paths, db, int(owner or "0"), bool(owner))
+
+
+def _failure() -> type[UtsuwaError]:
+    from utsuwa.errors import UtsuwaError
+
+    return UtsuwaError

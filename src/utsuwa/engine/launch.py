@@ -1,0 +1,284 @@
+"""From options to a running container: the steps between a caller and its monitor. `run` is the use case in run.py; this is create and start.
+
+Killed anywhere, the row of phase `creating` tells the next command what to undo (recover.py); the monitor undoes its own part at end of file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from marshal import dumps as marshal
+
+from utsuwa import ledger
+from utsuwa.engine import config as configuration
+from utsuwa.engine import images, names, network, options as run_options
+from utsuwa.errors import BY_NAME, CommandError, Conflict, RuntimeFailure, UsageError, UtsuwaError
+from utsuwa.kernel import process
+from utsuwa.kernel.door import is_real
+from utsuwa.ledger import because
+from utsuwa.runtime import handshake
+from utsuwa.security import capabilities, seccomp
+from utsuwa.state.db import IntegrityError
+from utsuwa.storage import overlay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.engine.context import Context
+    from utsuwa.engine.options import RunOptions
+    from utsuwa.engine.seed import Seed
+    from utsuwa.spec.image import ImageRecord
+
+    Spec = dict[str, object]
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+CGROUP_PARENT = "/utsuwa"
+
+
+class Launch:
+    """One container on its way up: what is decided (`id` … `bundle`) and what is held (`seed`, `sandbox`)."""
+
+    __slots__ = ("binds", "bundle", "config", "context", "created", "id", "image", "init_pid", "masks", "name", "options", "sandbox", "seed", "volumes")
+
+    def __init__(self, context: Context, options: RunOptions, seed: Seed) -> None:
+        self.context, self.options, self.seed = context, options, seed
+        self.id = names.make_id()
+        self.created = time.time_ns()
+        self.name = ""
+        self.config: Spec = {}
+        self.bundle: Spec = {}
+        self.masks: dict[str, int] = {}
+        self.binds: list[Spec] = []
+        self.volumes: list[Spec] = []
+        self.image: ImageRecord
+        self.sandbox: network.Sandbox
+        self.init_pid = 0
+
+    @property
+    def directory(self) -> str:
+        return self.context.paths.container(self.id)
+
+
+def launch(context: Context, options: RunOptions, seed: Seed) -> Launch:
+    """Make and start a container; returns when its program runs. On any failure everything is undone before the error is raised."""
+    this = Launch(context, options, seed)
+    with ledger.recording(seed.book):
+        this.image = images.resolve(context, options.image)
+        decide(this)
+        try:
+            for step in STEPS:
+                ledger.fault(step.__name__)
+                step(this)
+        except BaseException:
+            undo(this)
+            raise
+    return this
+
+
+# ------------------------------------------------------------------------------------------------------------ decisions
+
+def decide(this: Launch) -> None:
+    """Fill in all that needs nothing made: name, network mode, config.json, walls. Raises UsageError."""
+    options, context, image = this.options, this.context, this.image
+    this.name = names.check(options.name) if options.name else ""
+    options.env = run_options.environment(options.env, os.environ)
+    this.sandbox = network.plan(context, this.id, options)
+    hostname = options.hostname or (os.uname().nodename if options.network == "host" else this.id[:12])
+    if len(hostname.encode()) > 63 or not hostname.isascii() or "/" in hostname or " " in hostname:
+        raise UsageError(f"invalid hostname {hostname!r}: at most 63 letters, digits, dots and hyphens")
+    this.binds, this.volumes = _volumes(this)
+    cgroup = _cgroup(this)
+    userns = in_user_namespace()
+    this.config, kept = configuration.document(
+        options, image, directory=this.directory, hostname=hostname, cgroup=cgroup, netns=this.sandbox.netns, binds=this.binds, in_userns=userns,
+    )
+    spec: Spec = this.config["process"]  # type: ignore[assignment]
+    user: dict[str, int] = spec["user"]  # type: ignore[assignment]
+    this.masks = configuration.masks(kept, user["uid"])
+    program = b"" if options.seccomp == seccomp.UNCONFINED else seccomp.default_program(kept, context.paths.root + "/seccomp")
+    this.bundle = {
+        "id": this.id, "directory": this.directory, "run_directory": context.paths.container_run(this.id), "place": this.directory + "/merged",
+        "in_userns": userns, "masks": this.masks, "filter": program, "filter_text": "Docker's default profile" if program else "",
+        "last_capability": capabilities.last(), "boot": process.boot_id(), "root": context.paths.root, "run": context.paths.run, "package": PACKAGE,
+        "rootless": str(context.owner) if context.rootless else "", "attached": not options.detach, "interactive": options.interactive,
+        "overlay": {**overlay.layout(context.paths, this.id, image.layers, host=image.host), "userxattr": userns},
+    }
+
+
+def _volumes(this: Launch) -> tuple[list[Spec], list[Spec]]:
+    if not this.options.volumes and not this.image.config.get("Volumes"):
+        return [], []
+    from utsuwa.storage import volumes
+
+    return volumes.plan(this.context.paths, this.options.volumes, list(this.image.config.get("Volumes") or ()))  # type: ignore[call-overload]
+
+
+def _cgroup(this: Launch) -> str:
+    """Return the container's cgroup path, "" where this user may not make groups. Raises PermissionDenied when a limit was asked for then."""
+    from utsuwa.container import cgroup
+    from utsuwa.errors import PermissionDenied
+
+    if not this.context.rootless and cgroup.discover().writable:
+        return f"{CGROUP_PARENT}/{this.id}"
+    limits = [flag for flag, value in (("--memory", this.options.memory), ("--cpus", this.options.cpus), ("--pids-limit", this.options.pids_limit > 0)) if value]
+    if limits:
+        raise PermissionDenied(f"cannot limit with {', '.join(limits)}: no control group here may be made by this user; run as root, or without the flag")
+    return ""
+
+
+def in_user_namespace() -> bool:
+    """Whether we are in a user namespace other than the first: its map is not the whole range. user_namespaces(7)"""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+def reserve(this: Launch) -> None:
+    """Enter the container in the database: from here on its name, address and ports are its own, and whoever comes later can clean up."""
+    db, options = this.context.db, this.options
+    wanted = this.name
+    for attempt in range(100):
+        this.name = wanted or names.make_up(attempt)
+        try:
+            with db.write():
+                db.do(
+                    "INSERT INTO container VALUES (?,?,?,?,?,?,?,?,?,?)", this.id, this.name, this.image.id, options.image, this.created, "creating",
+                    os.getpid(), process.start_time(os.getpid()), str(this.bundle["boot"]), b"",
+                )
+                for chain in this.image.layers:
+                    db.do("INSERT OR IGNORE INTO container_layer VALUES (?,?)", this.id, chain)
+                this.sandbox.reserve(db)
+                db.do("UPDATE container SET record=? WHERE id=?", marshal(record(this)), this.id)
+        except IntegrityError as error:
+            if "container.name" not in str(error):
+                raise UtsuwaError(f"cannot enter the container in the database: {error}; was its image removed just now?") from None
+            if wanted:
+                raise _name_taken(db.read("SELECT id FROM container WHERE name=?", wanted), wanted) from None
+        else:
+            return
+    raise Conflict("cannot make up a name that is free; give one with --name")
+
+
+def _name_taken(rows: list[tuple[object, ...]], name: str) -> Conflict:
+    holder = rows[0][0] if rows else "another"
+    return Conflict(f'Conflict. The container name "/{name}" is already in use by container "{holder}". You have to remove (or rename) that container to be able to reuse that name.')
+
+
+def record(this: Launch) -> Spec:
+    """Return what is kept in the container's row: enough to start it again and to inspect it."""
+    return {
+        "options": this.options.as_dict(), "config": this.config, "bundle": {**this.bundle, "filter": b""}, "image_config": this.image.config,
+        "network": this.sandbox.as_dict(), "volumes": this.volumes,
+    }
+
+
+def make_directories(this: Launch) -> None:
+    """Make what the container keeps on disk, and write its ledger from now on."""
+    paths = this.context.paths
+    for path in (this.directory, this.directory + "/merged", paths.container_run(this.id)):
+        _make(path)
+    overlay.make(this.bundle["overlay"])  # type: ignore[arg-type]
+    this.seed.held.open(this.directory + "/ledger.jsonl")
+    for name, text in this.sandbox.files(str(this.config["hostname"])).items():
+        _write(f"{this.directory}/{name}", text, 0o644)
+    if this.volumes:
+        from utsuwa.storage import volumes
+
+        volumes.make(this.context.db, this.context.paths, this.volumes, this.image.layers, this.id)
+
+
+def _make(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileNotFoundError:
+        os.makedirs(path, 0o700)  # the run directory after a reboot
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def make_sandbox(this: Launch) -> None:
+    """Make the network, in a thread of its own; what it holds for the container's life goes to the monitor."""
+    this.sandbox.make()
+
+
+def create(this: Launch) -> None:
+    """Hand the container to its monitor; write config.json while it is being made."""
+    with because("one monitor a container: it makes the container and is its parent for life", "design.md, 2", 2):
+        handshake.send(this.seed.sock, handshake.CREATE, (this.config, this.bundle), this.sandbox.held())
+    this.sandbox.release()
+    write_config(this)
+    this.init_pid = expect(this, handshake.CREATED)  # type: ignore[assignment]
+
+
+def write_config(this: Launch) -> None:
+    """Write config.json as any OCI runtime takes it: the document that the monitor has, and the seccomp profile it has compiled."""
+    from utsuwa.ledger.encode import dumps
+
+    document = this.config
+    if this.bundle["filter"]:
+        spec: Spec = this.config["process"]  # type: ignore[assignment]
+        linux: Spec = this.config["linux"]  # type: ignore[assignment]
+        document = {**this.config, "linux": {**linux, "seccomp": seccomp.linux_seccomp(spec["capabilities"]["bounding"])}}  # type: ignore[index]
+    _write(this.directory + "/config.json", dumps(document), 0o600)
+
+
+def start(this: Launch) -> None:
+    """Let the program run."""
+    handshake.send(this.seed.sock, handshake.START)
+    expect(this, handshake.RUNNING)
+
+
+STEPS = (
+    reserve,             # first: what is made later must have an owner
+    make_directories,
+    make_sandbox,
+    create,
+    start,
+)
+
+
+def expect(this: Launch, kind: str) -> object:
+    """Return the body of the answer of this kind. Raises what the monitor failed with."""
+    message = None
+    try:
+        message = handshake.receive(this.seed.sock)
+    except OSError:
+        pass
+    if message is None:
+        raise RuntimeFailure("cannot make the container: its monitor ended unexpectedly; is memory short?")
+    if message[0] == handshake.FAILED:
+        raise failure(message[1])
+    if message[0] != kind:
+        raise RuntimeFailure(f"cannot make the container: its monitor answered {message[0]} instead of {kind}")
+    return message[1]
+
+
+def failure(body: object) -> UtsuwaError:
+    """Return the error that FAILED carries."""
+    name, text, code = body  # type: ignore[misc]
+    return CommandError(text, code) if name == "CommandError" else BY_NAME.get(name, UtsuwaError)(text)
+
+
+def undo(this: Launch) -> None:
+    """Undo a launch that failed: the monitor its part, then ours. Never raises: what stays is found by the next command."""
+    from utsuwa.engine.remove import remove_all
+
+    if not is_real():
+        return
+    try:
+        handshake.send(this.seed.sock, handshake.DONE)
+        while handshake.receive(this.seed.sock) is not None:
+            continue
+    except OSError:
+        pass
+    this.sandbox.release()
+    try:
+        remove_all(this.context, this.id)
+    except (OSError, UtsuwaError):
+        return

@@ -1,0 +1,86 @@
+"""The sandbox of a container: its network mode, what is reserved for it, made for it, and given back. Bridges `network/` and the database.
+
+`none` and `host` need nothing made here: init is born in an empty network namespace, or in none.
+"""
+
+from __future__ import annotations
+
+from utsuwa.errors import NotSupported, PermissionDenied, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.engine.context import Context
+    from utsuwa.engine.options import RunOptions
+    from utsuwa.state.db import Database
+
+    Spec = dict[str, object]
+
+
+class Sandbox:
+    """`mode` none, host or bridge; `netns` the path of the pinned namespace, "" where none is made beforehand."""
+
+    __slots__ = ("context", "id", "mode", "netns")
+
+    def __init__(self, context: Context, container: str, mode: str) -> None:
+        self.context, self.id, self.mode, self.netns = context, container, mode, ""
+
+    def reserve(self, db: Database) -> None:
+        """Take what must be this container's alone. Inside a write transaction."""
+        db.do("INSERT INTO sandbox VALUES (?,?,?,1)", self.id, "host", self.mode)
+
+    def make(self) -> None:
+        """Make the network."""
+
+    def held(self) -> tuple[int, ...]:
+        """Return the descriptors that the monitor keeps open for the container's life."""
+        return ()
+
+    def release(self) -> None:
+        """Close our copies of them. Idempotent."""
+
+    def files(self, hostname: str) -> dict[str, str]:
+        """Return name → text of the three files that are bound into /etc."""
+        from utsuwa.network import files
+
+        return files.texts(self.mode, hostname)
+
+    def as_dict(self) -> Spec:
+        """Return the sandbox as plain data, for the container's row."""
+        return {"mode": self.mode, "netns": self.netns}
+
+
+def plan(context: Context, container: str, options: RunOptions) -> Sandbox:
+    """Decide the network of a container; fills in `options.network`. Raises UsageError, NotSupported, PermissionDenied."""
+    mode = options.network = options.network or ("none" if context.rootless else "bridge")
+    if mode not in ("none", "host", "bridge", "default"):
+        raise NotSupported(f"not yet supported: --network {mode}; use bridge, host or none")
+    if options.publish and mode in ("none", "host"):
+        raise UsageError(f"cannot publish ports with --network {mode}: " + ("there is no network" if mode == "none" else "the container listens on this machine's own ports"))
+    if mode in ("none", "host"):
+        return Sandbox(context, container, mode)
+    if context.rootless:
+        raise PermissionDenied("cannot use --network bridge: an ordinary user may not connect to the host's network here yet; use --network none or host")
+    options.network = "bridge"
+    from utsuwa.engine.bridge import BridgeSandbox
+
+    return BridgeSandbox(context, container, options.publish)
+
+
+def release(context: Context, container: str, record: Spec) -> None:
+    """Give back a container's network, from its id and record alone. Idempotent."""
+    if record.get("mode") == "bridge":
+        from utsuwa.engine import bridge
+
+        bridge.release(context, container, record)
+    if context.db.read("SELECT 1 FROM sandbox WHERE id=?", container):
+        with context.db.write():
+            context.db.do("DELETE FROM sandbox WHERE id=?", container)
+
+
+def leftovers(context: Context, known: set[str], *, repair: bool) -> list[str]:
+    """Return network objects of ours that belong to no container; with `repair` remove them."""
+    if context.rootless:
+        return []
+    from utsuwa.engine import bridge
+
+    return bridge.leftovers(context, known, repair=repair)

@@ -1,0 +1,63 @@
+"""What a caller asks of `run`: plain data, the same for every door. Checked here, before anything is made."""
+
+from __future__ import annotations
+
+from utsuwa.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class RunOptions:
+    """The options of one container.
+
+    args          words after the image
+    env           `KEY=value`, or `KEY` for the caller's own value
+    entrypoint    None keeps the image's, [] clears it
+    network       "" for the default: bridge, or none for an ordinary user
+    cpus          processors, 0 for no limit;  memory in bytes, 0;  pids_limit 0 or less for none
+    detach_keys   bytes that let go of an attached terminal
+    dry_run       plan only: the ledger is what would be done
+    """
+
+    __slots__ = (
+        "args", "cap_add", "cap_drop", "cpus", "detach", "detach_keys", "dry_run", "entrypoint", "env", "hostname", "image", "interactive", "memory", "name",
+        "network", "no_new_privs", "pids_limit", "publish", "read_only", "remove", "seccomp", "terminal", "user", "volumes", "workdir",
+    )
+
+    def __init__(self, image: str, args: list[str] | None = None, **given: object) -> None:
+        self.image, self.args = image, list(args or ())
+        self.name = self.hostname = self.workdir = self.user = self.network = self.seccomp = ""
+        self.detach = self.interactive = self.terminal = self.remove = self.read_only = self.no_new_privs = self.dry_run = False
+        self.env: list[str] = []
+        self.volumes: list[str] = []
+        self.publish: list[str] = []
+        self.cap_add: list[str] = []
+        self.cap_drop: list[str] = []
+        self.entrypoint: list[str] | None = None
+        self.cpus = 0.0
+        self.memory = self.pids_limit = 0
+        self.detach_keys = b"\x10\x11"
+        for key, value in given.items():
+            if key not in self.__slots__:
+                raise UsageError(f"unknown option {key!r} of run; known are {', '.join(sorted(self.__slots__))}")
+            setattr(self, key, value)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the options as plain data, for the container's row."""
+        return {key: getattr(self, key) for key in self.__slots__}
+
+
+def environment(entries: list[str], own: Mapping[str, str]) -> list[str]:
+    """Return `KEY=value` entries; a bare `KEY` takes the caller's own value and is left out where there is none, as in Docker."""
+    found = []
+    for entry in entries:
+        key, equals, _ = entry.partition("=")
+        if not key or "\0" in entry:
+            raise UsageError(f"invalid environment variable: {entry!r}")
+        if equals:
+            found.append(entry)
+        elif key in own:
+            found.append(f"{key}={own[key]}")
+    return found

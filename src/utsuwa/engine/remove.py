@@ -1,0 +1,168 @@
+"""Taking a container away: its network, its files, its rows. Idempotent, and the same whoever does it and however far it had come.
+
+Order: what others could trip over first (processes, network), the row last: while it is there, the next command knows what to finish.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from marshal import loads
+
+from utsuwa import ledger
+from utsuwa.container import cgroup
+from utsuwa.engine import network
+from utsuwa.kernel.tree import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.engine.context import Context
+
+    Spec = dict[str, object]
+
+KEPT_LEDGERS = 50
+
+
+def record_of(context: Context, container: str) -> Spec:
+    """Return the container's record; {} where there is none (yet)."""
+    rows = context.db.read("SELECT record FROM container WHERE id=?", container)
+    return loads(rows[0][0]) if rows and rows[0][0] else {}  # type: ignore[arg-type] # noqa: S302 - our own database, 0700
+
+
+class locked:  # noqa: N801 - reads as a sentence: `with locked(context, id)`
+    """The container's lock, which its monitor holds for life: who has it knows that the monitor is gone. `held` says whether it was free."""
+
+    __slots__ = ("_fd", "held", "path", "wait")
+
+    def __init__(self, context: Context, container: str, *, wait: bool = True) -> None:
+        self.path, self.wait, self._fd, self.held = context.paths.container(container) + "/lock", wait, -1, False
+
+    def __enter__(self) -> locked:
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # no directory: nobody can hold it
+            self.held = True
+            return self
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+            self.held = True
+        except BlockingIOError:
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def remove_all(context: Context, container: str, *, volumes: bool = False) -> None:
+    """Remove everything of a container whose monitor is gone (waits for that). Idempotent; safe against another who does the same.
+
+    Its anonymous volumes go with `volumes`, or when it was to be removed at its end (--rm).
+    """
+    record = record_of(context, container)
+    with locked(context, container), _book(context, container):
+        release(context, container, record)
+        ledger.fault("remove:files")
+        _retire(context, container)
+        _anonymous_volumes(context, record, volumes)
+        ledger.fault("remove:rows")
+        with context.db.write():
+            context.db.do("DELETE FROM container_layer WHERE container=?", container)
+            context.db.do("DELETE FROM container WHERE id=?", container)
+
+
+class _book:  # noqa: N801
+    """Write what is done to the container's own ledger, while it has one."""
+
+    __slots__ = ("_fd", "_recording")
+
+    def __init__(self, context: Context, container: str) -> None:
+        self._fd, self._recording = -1, None
+        if ledger.current() is not ledger._nobody:  # noqa: SLF001 - the launch's ledger is this container's already
+            return
+        try:
+            self._fd = os.open(context.paths.container(container) + "/ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except OSError:
+            return
+        self._recording = ledger.recording(ledger.Ledger("engine", ledger.to_file(self._fd)))
+
+    def __enter__(self) -> None:
+        if self._recording is not None:
+            self._recording.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        if self._recording is not None:
+            self._recording.__exit__(None, None, None)
+            os.close(self._fd)
+
+
+def release(context: Context, container: str, record: Spec) -> None:
+    """Give back what a stopped container does not need: its control groups and its network. Idempotent."""
+    linux: Spec = (record.get("config") or {}).get("linux") or {}  # type: ignore[attr-defined]
+    path = str(linux.get("cgroupsPath") or "")
+    if path:
+        directories = {name: where for name, where in cgroup.discover().directories(path).items() if os.path.isdir(where)}
+        if directories:
+            cgroup.kill(directories, time.sleep)
+            cgroup.remove(directories, time.sleep)
+    network.release(context, container, record.get("network") or {})  # type: ignore[arg-type]
+
+
+def _retire(context: Context, container: str) -> None:
+    """Move the directory out of the way in one rename, keep the ledger, delete the rest."""
+    paths = context.paths
+    directory, trash = paths.container(container), f"{paths.root}/trash/{container}"
+    try:
+        os.rename(directory + "/ledger.jsonl", f"{paths.root}/ledgers/{container}.jsonl")
+        _prune(paths.root + "/ledgers")
+    except FileNotFoundError:
+        pass
+    try:
+        os.rename(directory, trash)
+    except FileNotFoundError:
+        pass
+    empty_trash(paths.root, container)
+    fd = os.open(paths.run + "/containers", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(fd, container)
+    finally:
+        os.close(fd)
+
+
+def empty_trash(root: str, name: str) -> None:
+    """Delete one entry of the trash, whatever a container left in it. Idempotent."""
+    fd = os.open(root + "/trash", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(fd, name)
+    finally:
+        os.close(fd)
+
+
+def _prune(directory: str) -> None:
+    names = os.listdir(directory)
+    if len(names) <= KEPT_LEDGERS:
+        return
+    ages = []
+    for name in names:
+        try:
+            ages.append((os.stat(f"{directory}/{name}").st_mtime_ns, name))
+        except FileNotFoundError:
+            continue
+    for _, name in sorted(ages)[:-KEPT_LEDGERS]:
+        try:
+            os.unlink(f"{directory}/{name}")
+        except FileNotFoundError:
+            continue
+
+
+def _anonymous_volumes(context: Context, record: Spec, wanted: bool) -> None:
+    volumes: list[Spec] = record.get("volumes") or []  # type: ignore[assignment]
+    options: Spec = record.get("options") or {}  # type: ignore[assignment]
+    names = [str(volume["name"]) for volume in volumes if volume.get("anonymous")]
+    if names and (wanted or options.get("remove")):
+        from utsuwa.storage import volumes as store
+
+        for name in names:
+            store.remove(context.db, context.paths, name)

@@ -1,0 +1,81 @@
+"""run: make and start a container; in the foreground follow it to its end and clean up after it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from utsuwa import ledger
+from utsuwa.engine import foreground, launch, recover
+from utsuwa.engine.seed import Seed
+from utsuwa.runtime import handshake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from utsuwa.engine.context import Context
+    from utsuwa.engine.options import RunOptions
+
+
+class Result:
+    """What became of a `run`: the container's `id`, and its exit `code` where it was followed to the end (None: it runs on)."""
+
+    __slots__ = ("code", "id", "oom")
+
+    def __init__(self, id: str, code: int | None, *, oom: bool = False) -> None:  # noqa: A002
+        self.id, self.code, self.oom = id, code, oom
+
+
+def run(
+    context: Context, options: RunOptions, seed: Seed | None = None, *,
+    stdin: int = -1, output: Callable[[str, bytes], None] = foreground.to_streams, signals: bool = False,
+) -> Result:
+    """Run a container. Detached: returns once its program runs. Else: follows it, and removes or settles it at the end.
+
+    `stdin` is a descriptor to feed it from, `output` takes (stream, bytes), `signals` whether this process's signals are passed on (main thread only).
+    Raises UtsuwaError with everything undone.
+    """
+    seed = seed or Seed()
+    try:
+        recover.recover(context)
+        this = launch.launch(context, options, seed)
+        if options.detach:
+            _leave(context, this.id)
+            return Result(this.id, None)
+        relay = foreground.Relay(seed.sock, stdin=stdin if options.interactive else -1, output=output, terminal=options.terminal, keys=options.detach_keys, signals=signals)
+        outcome = relay.run()
+        if outcome.detached:
+            _leave(context, this.id)
+            return Result(this.id, None)
+        with ledger.recording(seed.book):
+            recover.cleanup(context, this.id)
+        _done(seed)
+        return Result(this.id, outcome.code, oom=outcome.oom)
+    finally:
+        note_modules()
+        seed.drop()
+
+
+def _leave(context: Context, container: str) -> None:
+    """Hand the container over for good: its row is no longer ours."""
+    with context.db.write():
+        context.db.do("UPDATE container SET phase='up' WHERE id=?", container)
+
+
+def _done(seed: Seed) -> None:
+    try:
+        handshake.send(seed.sock, handshake.DONE)
+    except OSError:  # lost: the clean-up was ours all the same
+        return
+
+
+def note_modules() -> None:
+    """Tell the budget test which modules this process has loaded, where it asks (UTSUWA_MODULES names a file)."""
+    path = os.environ.get("UTSUWA_MODULES")
+    if path:
+        from utsuwa.ledger.encode import dumps
+
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.write(fd, (dumps({"who": "engine", "modules": sorted(sys.modules)}) + "\n").encode())
+        os.close(fd)

@@ -1,0 +1,186 @@
+"""What nftables does for our bridges: one table `ip utsuwa`, made once, filled by sets and maps.
+
+Starting a container without published ports touches no rule; publishing is one small transaction that adds elements, and so is taking it back.
+Leaves out: IPv6 (a later table `ip6 utsuwa`), isolation between user networks (its hook is the set `pairs`).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from utsuwa.errors import DependencyMissing, RuntimeFailure
+from utsuwa.kernel import nftables
+from utsuwa.ledger import because
+from utsuwa.spec.network import Binding, NetworkRecord, address_text
+
+TABLE = "ip utsuwa"
+
+SETS = (
+    ("set", "bridges", "type ifname;"),                         # our bridges
+    ("set", "pairs", "type ifname . ifname;"),                  # from which bridge to which traffic may pass: each to itself
+    ("set", "subnets", "type ipv4_addr; flags interval;"),      # whose packets are masqueraded on their way out
+    ("map", "ports", "type inet_proto . inet_service : ipv4_addr . inet_service;"),                     # published on every address
+    ("map", "ports_at", "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;"),      # published on one address
+)
+# -300 is before connection tracking, -100 where destinations are translated, 100 where sources are: nft(8), "Standard priority names".
+CHAINS = (
+    ("raw", "type filter hook prerouting priority -300;", (
+        # route_localnet (ports published to loopback) would let a container speak to the host's own 127.0.0.1: CVE-2020-8558.
+        "iifname @bridges ip daddr 127.0.0.0/8 drop",
+    )),
+    ("prerouting", "type nat hook prerouting priority -100;", (
+        # Nothing from outside is for 127.0.0.1: a neighbour who sends such packets does not reach ports published there (CVE-2021-20199's class).
+        "ip daddr 127.0.0.0/8 return",
+        "dnat ip to ip daddr . meta l4proto . th dport map @ports_at",
+        "fib daddr type local dnat ip to meta l4proto . th dport map @ports",
+    )),
+    ("output", "type nat hook output priority -100;", (
+        "dnat ip to ip daddr . meta l4proto . th dport map @ports_at",
+        "fib daddr type local dnat ip to meta l4proto . th dport map @ports",
+    )),
+    ("postrouting", "type nat hook postrouting priority 100;", (
+        "ip saddr @subnets oifname != @bridges masquerade",
+        # A container that calls a published port, its own or a neighbour's: without this the answer would go straight back, untranslated.
+        "ip saddr @subnets ip daddr @subnets ct status dnat masquerade",
+        "ip saddr 127.0.0.0/8 oifname @bridges masquerade",
+    )),
+    ("forward", "type filter hook forward priority 0;", (
+        "oifname @bridges ct state established,related accept",
+        "oifname @bridges ct status dnat accept",
+        "iifname . oifname @pairs accept",
+        # A container's unpublished ports are not reached from outside, not even by a neighbour who routes to its subnet through us.
+        "oifname @bridges drop",
+    )),
+)
+
+
+def setup_text(network: NetworkRecord) -> str:
+    """Return the transaction that makes the table and enters the network. Idempotent: chains are emptied and filled again in it."""
+    lines = [f"add table {TABLE}"]
+    lines += [f"add {kind} {TABLE} {name} {{ {form} }}" for kind, name, form in SETS]
+    for name, hook, rules in CHAINS:
+        lines += [f"add chain {TABLE} {name} {{ {hook} }}", f"flush chain {TABLE} {name}"]
+        lines += [f"add rule {TABLE} {name} {rule}" for rule in rules]
+    return "\n".join(lines + [f"add element {TABLE} {element}" for element in _elements(network)])
+
+
+def _elements(network: NetworkRecord) -> list[str]:
+    elements = [f'bridges {{ "{network.link}" }}', f'pairs {{ "{network.link}" . "{network.link}" }}']
+    return elements if network.internal else [*elements, f"subnets {{ {network.cidr} }}"]
+
+
+def setup(network: NetworkRecord) -> None:
+    """Make the table and enter the network's bridge. Idempotent, one transaction. Raises RuntimeFailure, DependencyMissing."""
+    with because("containers leave through the host's address, and nobody reaches them but through published ports", "nft(8); RFC 3022", 4):
+        _transaction(setup_text(network), f"set up address translation for network {network.name}")
+    pass_foreign(network)
+
+
+def is_set_up(network: NetworkRecord) -> bool:
+    """Whether our table stands (someone may have flushed the rule set) and no foreign filter is in the way. Looks only, 0.1 ms."""
+    return nftables.chain_policy("utsuwa", "forward") is not None and not _foreign_chain(network)
+
+
+def _foreign_chain(network: NetworkRecord) -> str:
+    """Return the chain of iptables' filter table that drops our forwarded packets and does not know our bridge yet; '' where there is none."""
+    if nftables.chain_policy("filter", "FORWARD") != nftables.NF_DROP:
+        return ""
+    chain = "DOCKER-USER" if nftables.chain_policy("filter", "DOCKER-USER") is not None else "FORWARD"
+    return "" if nftables.chain_mentions("filter", chain, network.link) else chain
+
+
+def pass_foreign(network: NetworkRecord) -> None:
+    """Let our bridge through a foreign FORWARD chain whose policy is to drop, as dockerd's is. Idempotent.
+
+    An accept in our table does not help: a packet must pass every base chain of the hook. Docker reserves DOCKER-USER for such rules and leaves
+    them alone when it starts again; without Docker the head of FORWARD takes them. Our own chain decides what may pass at all.
+    """
+    chain = _foreign_chain(network)
+    if not chain:
+        return
+    with because("the policy of this host's iptables, set by Docker or an administrator, is to drop what is forwarded: let our bridge pass", "iptables-nft(8); Docker, packet filtering", 4):
+        lines = [f'insert rule ip filter {chain} {way} "{network.link}" counter accept' for way in ("iifname", "oifname")]
+        _transaction("\n".join(lines), f"let network {network.name} pass chain {chain}")
+
+
+def remove(network: NetworkRecord) -> None:
+    """Take the network's bridge out of every rule; the table goes with the last one. Idempotent."""
+    with because("the network is removed", "nft(8)", 4):
+        for text in _removal(network):
+            try:
+                nftables.run(text)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        if "elements" not in nftables.listing(f"list set {TABLE} bridges") and nftables.chain_policy("utsuwa", "forward") is not None:
+            nftables.run(f"delete table {TABLE}")
+
+
+def _removal(network: NetworkRecord) -> list[str]:
+    texts = ["\n".join(f"delete element {TABLE} {element}" for element in _elements(network))] if nftables.chain_policy("utsuwa", "forward") is not None else []
+    for chain in ("DOCKER-USER", "FORWARD"):
+        if nftables.chain_mentions("filter", chain, network.link):
+            for line in nftables.listing(f"-a list chain ip filter {chain}").splitlines():
+                rule, _, handle = line.rpartition(" # handle ")
+                if rule.strip().startswith((f'iifname "{network.link}" ', f'oifname "{network.link}" ')):
+                    texts.append(f"delete rule ip filter {chain} handle {handle}")
+    return texts
+
+
+# ------------------------------------------------------------------------------------------------------- published ports
+
+def element(binding: Binding, address: int, owner: str) -> str:
+    """Return one published port as nft(8) writes an element, with the first 12 digits of its sandbox's id as the comment."""
+    place = f"{binding.address} . " if binding.address else ""
+    return f'{"ports_at" if binding.address else "ports"} {{ {place}{binding.protocol} . {binding.port} comment "{owner[:12]}" : {address_text(address)} . {binding.target} }}'
+
+
+def publish(bindings: list[Binding], address: int, owner: str) -> None:
+    """Send the host's ports to the container, all in one transaction. Idempotent. Raises RuntimeFailure, DependencyMissing."""
+    if not bindings:
+        return
+    with because("published ports lead to the container: the kernel rewrites the destination, no proxy copies data", "nft(8), dnat; Docker, port publishing", 4):
+        _transaction("\n".join(f"add element {TABLE} {element(b, address, owner)}" for b in bindings), "publish ports")
+
+
+def unpublish(bindings: list[Binding], address: int, owner: str) -> None:
+    """Take published ports back. Idempotent, also where some or all are gone."""
+    if not bindings:
+        return
+    with because("the container is gone: its published ports lead nowhere", "nft(8)", 4):
+        for binding in bindings:
+            entry = element(binding, address, owner)
+            try:  # added first, so that deleting does not fail for what is not there: `destroy` is nftables 1.0.7 and Linux 6.3
+                nftables.run(f"add element {TABLE} {entry}\ndelete element {TABLE} {entry}")
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EEXIST):  # no table; or the port leads to someone else by now
+                    raise
+
+
+def published() -> list[tuple[str, str, str]]:
+    """Return (owner's 12 digits, container's address, element as delete takes it) of every published port. Looks only."""
+    found = []
+    for name in ("ports", "ports_at"):
+        text = nftables.listing(f"list map {TABLE} {name}")
+        for entry in text.partition("elements = {")[2].partition("}")[0].split(","):
+            key, _, rest = entry.strip().partition(" comment ")
+            comment, _, target = rest.partition(" : ")
+            if target:
+                found.append((comment.strip('" '), target.partition(" .")[0].strip(), f"{name} {{ {key} }}"))
+    return found
+
+
+def delete(entries: list[str]) -> None:
+    """Delete elements that `published` returned, one transaction."""
+    if entries:
+        with because("these published ports belong to no container", "nft(8)", 4):
+            nftables.run("\n".join(f"delete element {TABLE} {entry}" for entry in entries))
+
+
+def _transaction(text: str, what: str) -> None:
+    try:
+        nftables.run(text)
+    except DependencyMissing as error:
+        raise DependencyMissing(f"cannot {what}: {str(error).partition(': ')[2]}") from None
+    except OSError as error:
+        raise RuntimeFailure(f"cannot {what}: {error.strerror}; does this kernel have nf_tables with nat and fib?") from None
