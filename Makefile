@@ -59,7 +59,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix
 
 bench: $(VENV)/.installed
-	sh scripts/test-deps.sh podman runc crun docker.io busybox-static skopeo nftables iptables iproute2
+	sh scripts/test-deps.sh podman runc docker.io docker-registry skopeo busybox-static libnftables1 libseccomp2 iptables iproute2 util-linux
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 clean:

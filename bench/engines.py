@@ -73,6 +73,7 @@ class Docker(Engine):
     """dockerd on a private root, with a private containerd below it."""
 
     name = "docker"
+    daemons = ()
 
     def set_up(self):
         d = self.directory
@@ -209,7 +210,7 @@ class Utsuwa(Engine):
         super().__init__(directory, image, tag)
         self.parent = "/utsuwa"
         self.environ |= {"UTSUWA_ROOT": self.directory + "/root", "UTSUWA_RUNROOT": self.directory + "/run"}
-        self.base = [os.path.dirname(sys.executable) + "/utsuwa"]
+        self.base, self.database = [os.path.dirname(sys.executable) + "/utsuwa"], None
 
     def set_up(self):
         call([*self.base, "pull", self.image], self.environ)
@@ -225,7 +226,8 @@ class Utsuwa(Engine):
         return self.database.execute("SELECT network, address FROM lease").fetchall()
 
     def tear_down(self):
-        self.database.close()
+        if self.database is not None:
+            self.database.close()
 
 
 def missing():

@@ -22,6 +22,8 @@ import report
 import world
 from engines import Docker, Podman, Runc, Utsuwa, call, missing
 
+from support.registry import Registry, busybox_image
+
 INSIDE = "UTSUWA_BENCH_DIRECTORY"
 NULL = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
 PATIENCE = 20.0
@@ -77,11 +79,10 @@ def tag(directory):
 
 
 def inside(wanted, directory):
-    from support.registry import Registry
-
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    with Registry(directory + "/registry") as registry:
-        image = registry.address + "/busybox"
+    tempfile.tempdir = directory
+    with Registry() as registry:
+        image = registry.push("busybox", busybox_image())
         docker, podman = Docker(directory, image, tag(directory)), Podman(directory, image, tag(directory))
         engines = [docker, podman] if wanted.peers_only else [Utsuwa(directory, image, tag(directory)), docker, podman]
         samples, monitor = {}, {}

@@ -6,6 +6,7 @@ from the checkout and installed outside it. A test marked root_only or rootless_
 
 import os
 import secrets
+import tempfile
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from support import leaks
 from support.house import House, install, make_user, remove_user, sub_ids, tool
 from support.lanes import Lane
+from support.registry import Registry, busybox_image
 
 LANES = ("root", "rootless")
 IS_ROOT = os.geteuid() == 0
@@ -143,10 +145,13 @@ def lane_dir(lane):
 @pytest.fixture(scope="session")
 def registry(house):
     """A docker-registry on loopback: `registry.address` is "127.0.0.1:PORT", and it holds `busybox`."""
-    from support.registry import Registry
-
-    with Registry(house.path + "/registry") as registry:
-        yield registry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", house.path)  # beneath the house, so that a killed session's registry is swept too
+        served = Registry()
+    with served:
+        served.address = served.host
+        served.push("busybox", busybox_image())
+        yield served
 
 
 # ---- nothing is left

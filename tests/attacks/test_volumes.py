@@ -1,15 +1,15 @@
 """Volumes: hostile images and hostile neighbours. The host stays as it was (attacks.md, C and D)."""
 
+import contextlib
 import os
 import stat
-import threading
 
 import pytest
 
 from utsuwa.errors import RuntimeFailure, UsageError
 from utsuwa.state.db import Database
 from utsuwa.state.paths import Paths
-from utsuwa.storage import volumes
+from utsuwa.storage import copyup, volumes
 
 LOW = "a" * 64
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: what root may do to the host is the attack")
@@ -131,60 +131,53 @@ def test_removal_follows_no_link(scene):
 
 
 @as_root
-def test_a_neighbour_that_swaps_what_is_being_copied_reaches_nothing_outside(scene):
-    """A container that has the (empty) volume swaps directories and FIFOs in it for links to the host while the engine fills it."""
-    for number in range(150):
-        os.makedirs(f"{scene.image}/d/dir{number}")
-        with open(f"{scene.image}/d/dir{number}/f", "w") as file:
-            file.write("theirs")
-        os.mkfifo(f"{scene.image}/d/fifo{number}")
-        os.chmod(f"{scene.image}/d/fifo{number}", 0o666)  # noqa: S103 - what would show on the host
-        os.link(f"{scene.image}/d/dir{number}/f", f"{scene.image}/d/hard{number}")
+@pytest.mark.parametrize(("call", "link"), [("mknod", "{host}/dir/secret"), ("mkdir", "{host}/dir"), ("symlink", "{host}/dir/secret")])
+def test_a_neighbour_that_swaps_what_was_just_made_reaches_nothing_outside(scene, monkeypatch, call, link):
+    """A container that has the (empty) volume puts a link to the host in the place of what the engine has just made there, at the worst instant."""
+    os.makedirs(f"{scene.image}/d/dir")
+    with open(f"{scene.image}/d/dir/secret", "w") as file:
+        file.write("theirs")
+    os.mkfifo(f"{scene.image}/d/fifo")
+    os.chmod(f"{scene.image}/d/fifo", 0o666)  # noqa: S103 - what would show on the host
+    os.symlink("x", f"{scene.image}/d/link")
+    os.chown(f"{scene.image}/d/link", 7, 7, follow_symlinks=False)
     made = scene.make("vol:/none")
-    stop = threading.Event()
+    genuine, symlink = getattr(os, call), os.symlink
+    swapped = []
 
-    def swap():
-        while not stop.is_set():
-            for name in os.listdir(made):
-                try:
-                    if name.startswith("dir") and not os.path.islink(f"{made}/{name}"):
-                        os.rename(f"{made}/{name}", f"{made}/{name}.was")
-                        os.symlink(f"{scene.host}/dir", f"{made}/{name}")
-                    elif name.startswith("fifo") and stat.S_ISFIFO(os.lstat(f"{made}/{name}").st_mode):
-                        os.unlink(f"{made}/{name}")
-                        os.symlink(f"{scene.host}/dir/secret", f"{made}/{name}")
-                except OSError:
-                    continue
+    def swapping(*args, dir_fd, **kw):
+        genuine(*args, dir_fd=dir_fd, **kw)
+        name = args[1] if call == "symlink" else args[0]
+        if os.readlink(f"/proc/self/fd/{dir_fd}") == made:
+            os.rename(name, name + ".was", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            symlink(link.format(host=scene.host), name, dir_fd=dir_fd)
+            swapped.append(name)
 
-    thread = threading.Thread(target=swap)
-    thread.start()
-    outcomes = set()
-    try:
-        for _ in range(5):
-            try:
-                scene.make("vol:/d")
-                outcomes.add("filled")
-            except RuntimeFailure as error:
-                outcomes.add(str(error).split(":")[0])
-            assert scene.untouched()
-            for name in os.listdir(made):
-                _remove(made, name)
-    finally:
-        stop.set()
-        thread.join()
-    assert outcomes <= {"filled", "cannot make the volume vol", "cannot fill the volume"} and outcomes
+    monkeypatch.setattr(os, call, swapping)
+    with contextlib.suppress(RuntimeFailure):
+        scene.make("vol:/d")
+    monkeypatch.undo()
+    assert swapped and scene.untouched() and os.stat(f"{scene.host}/dir/secret").st_uid == 0
 
 
-def _remove(directory, name):
-    from utsuwa.kernel.tree import remove_tree
+def test_a_hard_link_s_first_name_swapped_for_a_link(scene, monkeypatch):
+    os.makedirs(f"{scene.image}/d/one")
+    open(f"{scene.image}/d/one/secret", "w").close()
+    os.link(f"{scene.image}/d/one/secret", f"{scene.image}/d/two")
+    made = scene.make("vol:/none")
+    real = copyup._Copy._link
 
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        remove_tree(fd, name)
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
+    def swapping(self, info, target, name):
+        if self._links and not os.path.islink(made + "/one"):
+            os.rename(made + "/one", made + "/was")
+            os.symlink(f"{scene.host}/dir", made + "/one")
+        return real(self, info, target, name)
+
+    monkeypatch.setattr(copyup._Copy, "_link", swapping)
+    monkeypatch.setattr(os, "listdir", lambda path, listed=os.listdir: sorted(listed(path)))  # one before two
+    with pytest.raises(RuntimeFailure, match="cannot make the volume vol"):
+        scene.make("vol:/d")
+    assert not os.path.exists(made + "/two")
 
 
 def test_more_links_than_the_descriptors_allow_cost_none(scene):

@@ -1,7 +1,7 @@
 """Images and registries for tests: Debian's docker-registry on a free loopback port, and a fake one that answers as it is told.
 
-    with registry.Registry() as served:                    # real, empty, in a directory of its own
-        served.push("busybox", busybox_image())            # served.host + "/busybox" can be pulled
+    with registry.Registry() as served:                    # real; served.address + "/busybox" can be pulled
+        served.push("other", Image(layer(entry("file"))))  # and whatever else is pushed
     with registry.FakeRegistry() as fake:                  # hostile: fake.routes[path] is an Answer or a function
         fake.add("busybox", busybox_image())
 """
@@ -119,10 +119,14 @@ def write_layout(where, image, name):
 
 
 class Registry:
-    """Debian's docker-registry (`distribution`), on loopback, with its files in a temporary directory."""
+    """Debian's docker-registry (`distribution`) on a free port of loopback, with `busybox` in it.
 
-    def __init__(self):
-        self.directory = tempfile.mkdtemp(prefix="utsuwa-registry-")
+    `address` is "127.0.0.1:PORT". Its files are in `directory`, which is made and removed; a temporary one by default.
+    """
+
+    def __init__(self, directory=""):
+        self.directory = directory or tempfile.mkdtemp(prefix="utsuwa-registry-")
+        os.makedirs(self.directory, exist_ok=True)
         config = {
             "version": "0.1", "log": {"level": "info", "accesslog": {"disabled": True}}, "http": {"addr": "127.0.0.1:0"},
             "storage": {"filesystem": {"rootdirectory": self.directory + "/data"}, "delete": {"enabled": True}},
@@ -131,7 +135,8 @@ class Registry:
         self._log = pathlib.Path(self.directory, "log")
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(["docker-registry", "serve", self.directory + "/config.yml"], stdout=log, stderr=log, start_new_session=True)
-        self.host = f"127.0.0.1:{self._port()}"
+        self.address = f"127.0.0.1:{self._port()}"
+        self.push("busybox", busybox_image())
 
     def _port(self):
         deadline = time.monotonic() + 20
@@ -149,9 +154,9 @@ class Registry:
         """Fill it by skopeo; returns the reference to pull."""
         with tempfile.TemporaryDirectory() as where:
             write_layout(where, image, tag)
-            target = f"docker://{self.host}/{name}:{tag}"
+            target = f"docker://{self.address}/{name}:{tag}"
             subprocess.run(["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{where}:{tag}", target], check=True, capture_output=True)
-        return f"{self.host}/{name}:{tag}"
+        return f"{self.address}/{name}:{tag}"
 
     def close(self):
         if self.process.poll() is None:
@@ -218,7 +223,7 @@ class FakeRegistry:
                 pass
 
         self.server = Server(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+        self.address = f"127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
 
@@ -229,7 +234,7 @@ class FakeRegistry:
             self.routes[f"/v2/{name}/manifests/{key}"] = Answer(data, Content_Type=media_type)
         for key, blob in image.blobs.items():
             self.routes[f"/v2/{name}/blobs/{key}"] = Answer(blob)
-        return f"{self.host}/{name}:{tag}"
+        return f"{self.address}/{name}:{tag}"
 
     def close(self):
         self.server.shutdown()

@@ -64,7 +64,7 @@ def test_a_planted_record_is_not_read(places, tmp_path, attack):
         os.rename(record, f"{tmp_path}/elsewhere")
         os.symlink(f"{tmp_path}/elsewhere", record)
     elif attack == "writable by others":
-        os.chmod(record, 0o666)
+        os.chmod(record, 0o620)
     elif attack == "fifo":
         os.unlink(record)
         os.mkfifo(record, 0o600)

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Nil:
-    """A nil whose type is known: Go prints a nil slice as `[]`, a nil map as `map[]`, a nil pointer as `<nil>`. JSON: null."""
+    """A nil whose type is known: Go prints a nil slice as `[]`, a nil map as `map[]`, a nil pointer as `<nil>`. JSON: null, or left out (omitempty)."""
 
-    __slots__ = ("shown",)
+    __slots__ = ("omitempty", "shown")
 
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
+    def __init__(self, shown: str, *, omitempty: bool = False) -> None:
+        self.shown, self.omitempty = shown, omitempty
 
     def __bool__(self) -> bool:
         return False
@@ -82,7 +82,7 @@ def _bare(value: object) -> object:
     if isinstance(value, Nil):
         return None
     if isinstance(value, dict):
-        return {key: _bare(each) for key, each in value.items() if not callable(each)}
+        return {key: _bare(each) for key, each in value.items() if not callable(each) and not (isinstance(each, Nil) and each.omitempty)}
     if isinstance(value, (list, tuple)):
         return [_bare(each) for each in value]
     return value

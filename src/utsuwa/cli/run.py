@@ -57,11 +57,17 @@ view of this machine's own root (other file systems mounted below it appear empt
 
 def main(argv: list[str]) -> int:
     """Run a container; the exit code is its own, or 125 for ours, 126 and 127 for a command that cannot run."""
-    if not {"--dry-run", "--help", "-h"}.isdisjoint(argv) or os.geteuid() != 0:
+    if not {"--dry-run", "--help"}.isdisjoint(argv):
         return _main(argv, None)
+    if os.geteuid() != 0:
+        from utsuwa.engine import holder
+        from utsuwa.state.paths import Paths
+
+        holder.enter(Paths())
     from utsuwa.engine.seed import Seed
 
     seed = Seed()
+    seed.warm_up()
     try:
         return _main(argv, seed)
     finally:

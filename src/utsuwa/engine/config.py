@@ -82,6 +82,20 @@ def _mount(destination: str, kind: str, *options: str, source: str = "") -> Spec
     return {"destination": destination, "type": kind, "source": source or kind, "options": list(options)}
 
 
+def mapped(number: int, which: str = "gid") -> bool:
+    """Whether our user namespace knows this group id (or `which="uid"`, user id). user_namespaces(7)"""
+    with open(f"/proc/self/{which}_map", encoding="ascii") as file:
+        return any(int(first) <= number < int(first) + int(count) for first, _, count in (line.split() for line in file))
+
+
+def check_ids(user: User) -> list[int]:
+    """Return the user's additional groups that exist in our user namespace. Raises UsageError where the user or its group does not."""
+    for which, number in (("uid", user.uid), ("gid", user.gid)):
+        if not mapped(number, which):
+            raise UsageError(f"cannot run as {which} {number}: it is not among the subordinate ids of this user; root can give more in /etc/subuid and /etc/subgid")
+    return [group for group in user.groups if mapped(group)]
+
+
 def mounts(directory: str, binds: list[Spec], *, own_network: bool, in_userns: bool) -> list[Spec]:
     """Return `mounts` in Docker's order: the kernel's file systems, the three files of names, then the caller's, outer before inner."""
     sys_ = _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro")
@@ -91,7 +105,8 @@ def mounts(directory: str, binds: list[Spec], *, own_network: bool, in_userns: b
     found = [
         _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        # 5 is the group tty; where this user has one id only, it does not exist and the kernel would refuse it.
+        _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *(["gid=5"] if mapped(5) else [])),
         sys_,
         _mount("/sys/fs/cgroup", "cgroup", "ro", "nosuid", "noexec", "nodev"),
         _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
@@ -115,6 +130,8 @@ def namespaces(network: str, netns: str) -> list[Spec]:
 def document(options: RunOptions, image: ImageRecord, *, directory: str, hostname: str, cgroup: str, netns: str, binds: list[Spec], in_userns: bool) -> tuple[Spec, list[str]]:
     """Return (config.json, the capabilities kept). Raises UsageError for a user, command, limit or capability that cannot be."""
     user = users.resolve(options.user or str(image.config.get("User") or ""), image.passwd, image.group)
+    if in_userns:
+        user.groups = check_ids(user)
     kept = capabilities.resolve(options.cap_add, options.cap_drop)
     linux: Spec = {
         "namespaces": namespaces(options.network, netns), "resources": resources(options) if cgroup else {}, "devices": devices.nodes(),

@@ -7,10 +7,6 @@ import os
 from utsuwa.state.db import Database
 from utsuwa.state.paths import Paths
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from utsuwa.errors import UtsuwaError
-
 ROOTLESS = "UTSUWA_ROOTLESS"
 """Set by the holder's join to the caller's own user id, for our own children: inside the holder everybody is 0."""
 
@@ -27,16 +23,9 @@ class Context:
 def open_context(paths: Paths | None = None) -> Context:
     """Open the engine's state, made where missing. Call after the holder has been joined. Raises UtsuwaError."""
     paths = paths or Paths()
-    try:
-        db = Database(paths.database)
-    except _failure():
+    if not (os.path.isdir(paths.run + "/locks") and os.path.isdir(paths.root + "/ledgers")):  # the last ones that `make` makes
         paths.make()
-        db = Database(paths.database)
+    db = Database(paths.database)
     owner = os.environ.get(ROOTLESS, "")
     return Context(paths, db, int(owner or "0"), bool(owner))
 
-
-def _failure() -> type[UtsuwaError]:
-    from utsuwa.errors import UtsuwaError
-
-    return UtsuwaError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 
 from utsuwa.engine import containers, foreground
@@ -53,7 +52,7 @@ def _wait_for(sock: socket, seconds: float | None) -> int | None:
         handshake.send(sock, handshake.WAIT)
         while True:
             left = None if until is None else max(0.0, until - time.monotonic())
-            if not select.select([sock.fileno()], (), (), left)[0]:
+            if not foreground.wait_ready([sock.fileno()], (), left):
                 return None
             message = handshake.receive(sock)
             if message is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from marshal import loads
 
@@ -218,13 +217,13 @@ class _Direct(foreground.Relay):
                 watched.append(self.stdin)
         writing = [session.into] if self.pending else []
         left = None if self.ended is None else max(0.0, self.until - time.monotonic())
-        ready, writable, _ = select.select(watched, writing, (), left)
+        ready = foreground.wait_ready(watched, writing, left)
         if self._wake in ready:
             for number in os.read(self._wake, 512):
                 self._signal(number)
         for fd in [fd for fd in session.out if fd in ready]:
             self._read(fd)
-        if writable:
+        if self.pending:
             self._write()
         if self.ended is None and self.sock.fileno() in ready:
             self._message()

@@ -10,7 +10,8 @@ import errno
 import fcntl
 import os
 import select
-import signal
+
+import _signal as signal  # `signal` itself imports enum, 2 ms
 
 from utsuwa.runtime import handshake
 
@@ -40,7 +41,7 @@ def write_all(fd: int, data: bytes) -> None:
         try:
             view = view[os.write(fd, view):]
         except BlockingIOError:
-            select.select((), (fd,), ())
+            wait_ready([], (fd,))
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EIO):
                 return
@@ -50,6 +51,16 @@ def write_all(fd: int, data: bytes) -> None:
 def to_streams(stream: str, data: bytes) -> None:
     """Pass output on to our own standard streams."""
     write_all(2 if stream == "stderr" else 1, data)
+
+
+def wait_ready(reading: list[int], writing: list[int] | tuple[int, ...] = (), seconds: float | None = None) -> set[int]:
+    """Return which descriptors are ready; an ended or broken one is. poll(2): select(2) cannot hold a descriptor above 1023."""
+    poll = select.poll()
+    for fd in reading:
+        poll.register(fd, select.POLLIN)
+    for fd in writing:
+        poll.register(fd, select.POLLOUT | (select.POLLIN if fd in reading else 0))
+    return {fd for fd, _ in poll.poll(None if seconds is None else int(seconds * 1000))}
 
 
 class raw:  # noqa: N801 - reads as a sentence: `with raw(0)`
@@ -149,7 +160,7 @@ class Relay:
             watched.append(self._wake)
         if self.stdin >= 0 and not self._waiting:
             watched.append(self.stdin)
-        ready, _, _ = select.select(watched, (), ())
+        ready = wait_ready(watched)
         if self._wake in ready:
             for number in os.read(self._wake, 512):
                 self._signal(number)

@@ -165,7 +165,10 @@ def _make(paths: Paths, uid: int, gid: int) -> None:
     import fcntl
 
     paths.make()
-    lock = os.open(f"{paths.run}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(f"{paths.run}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise PermissionDenied(f"cannot lock {paths.run}/{LOCK}: {(error.strerror or '').lower()}; remove it, or set UTSUWA_RUNROOT") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _join_recorded(paths, must=True):

@@ -100,8 +100,12 @@ def decide(this: Launch) -> None:
         "in_userns": userns, "masks": this.masks, "filter": program, "filter_text": "Docker's default profile" if program else "",
         "last_capability": capabilities.last(), "boot": process.boot_id(), "root": context.paths.root, "run": context.paths.run, "package": PACKAGE,
         "rootless": str(context.owner) if context.rootless else "", "attached": not options.detach, "interactive": options.interactive,
-        "overlay": {**overlay.layout(context.paths, this.id, image.layers, host=image.host), "userxattr": userns},
+        "overlay": {**overlay.layout(context.paths, this.id, image.layers, host=image.host, in_userns=userns), "userxattr": userns},
     }
+    if image.host and userns:
+        from utsuwa.storage import host
+
+        this.config["mounts"] = host.mounts(this.bundle["overlay"]) + this.config["mounts"]  # type: ignore[arg-type,operator]
 
 
 def _volumes(this: Launch) -> tuple[list[Spec], list[Spec]]:
@@ -137,6 +141,7 @@ def reserve(this: Launch) -> None:
     """Enter the container in the database: from here on its name, address and ports are its own, and whoever comes later can clean up."""
     db, options = this.context.db, this.options
     wanted = this.name
+    this.sandbox.prepare()
     for attempt in range(100):
         this.name = wanted or names.make_up(attempt)
         try:
@@ -203,12 +208,13 @@ def _write(path: str, text: str, mode: int) -> None:
 
 
 def make_sandbox(this: Launch) -> None:
-    """Make the network, in a thread of its own; what it holds for the container's life goes to the monitor."""
-    this.sandbox.make()
+    """Begin to make the network, in a thread of its own, while the rest is made."""
+    this.sandbox.begin()
 
 
 def create(this: Launch) -> None:
     """Hand the container to its monitor; write config.json while it is being made."""
+    this.sandbox.wait()
     with because("one monitor a container: it makes the container and is its parent for life", "design.md, 2", 2):
         handshake.send(this.seed.sock, handshake.CREATE, (this.config, this.bundle), this.sandbox.held())
     this.sandbox.release()
@@ -236,8 +242,8 @@ def start(this: Launch) -> None:
 
 STEPS = (
     reserve,             # first: what is made later must have an owner
+    make_sandbox,        # in a thread of its own, while the rest is made
     make_directories,
-    make_sandbox,
     create,
     start,
 )

@@ -28,8 +28,17 @@ class Sandbox:
         """Take what must be this container's alone. Inside a write transaction."""
         db.do("INSERT INTO sandbox VALUES (?,?,?,1)", self.id, "host", self.mode)
 
-    def make(self) -> None:
-        """Make the network."""
+    def prepare(self) -> None:
+        """Take what only the kernel can give: bound ports. Before the database hears of them."""
+
+    def plan(self) -> None:
+        """Record what `begin` and `wait` would do, where the kernel's door does nothing."""
+
+    def begin(self) -> None:
+        """Begin to make the network; returns at once."""
+
+    def wait(self) -> None:
+        """Return when the network is ready. Raises what went wrong."""
 
     def held(self) -> tuple[int, ...]:
         """Return the descriptors that the monitor keeps open for the container's life."""
@@ -42,7 +51,9 @@ class Sandbox:
         """Return name → text of the three files that are bound into /etc."""
         from utsuwa.network import files
 
-        return files.texts(self.mode, hostname)
+        host = self.mode == "host"
+        hosts = files.read_host(files.HOST_HOSTS) if host else files.hosts(hostname)
+        return {"hostname": files.hostname(hostname), "hosts": hosts, "resolv.conf": files.resolv(files.host_resolv(), bridge=False)}
 
     def as_dict(self) -> Spec:
         """Return the sandbox as plain data, for the container's row."""

@@ -44,13 +44,15 @@ def settle(context: Context, container: str) -> None:
             context.db.do("UPDATE container SET phase='up' WHERE id=?", container)
 
 
-def cleanup(context: Context, container: str) -> None:
-    """What the monitor runs at the end when no caller does: remove the container if it was asked to go, or settle it."""
+def cleanup(context: Context, container: str, *, ended: bool = False) -> None:
+    """What a caller, or the monitor without one, does at the end: remove the container if it was asked to go, or settle it.
+
+    `ended` says that it had started and is known to have ended.
+    """
     if not context.db.read("SELECT 1 FROM container WHERE id=?", container):
         return
     options = record_of(context, container).get("options") or {}
-    started = containers.state(context, container).get("status") == "stopped"
-    if options.get("remove") or not started:  # type: ignore[attr-defined]
+    if options.get("remove") or not (ended or containers.state(context, container).get("status") == "stopped"):  # type: ignore[attr-defined]
         remove_all(context, container)
     else:
         settle(context, container)

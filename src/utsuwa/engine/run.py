@@ -49,7 +49,7 @@ def run(
             _leave(context, this.id)
             return Result(this.id, None)
         with ledger.recording(seed.book):
-            recover.cleanup(context, this.id)
+            recover.cleanup(context, this.id, ended=not outcome.lost)
         _done(seed)
         return Result(this.id, outcome.code, oom=outcome.oom)
     finally:

@@ -6,6 +6,7 @@ Imported before everything else on the hot path: keep it small.
 from __future__ import annotations
 
 import os
+from _thread import start_new_thread
 
 from utsuwa import ledger
 from utsuwa.monitor.spawn import spawn
@@ -58,6 +59,10 @@ class Seed:
             descriptor, self.pid = spawn()
         self.sock: socket = handshake.adopt(descriptor)
 
+    def warm_up(self) -> None:
+        """Let what is slow the first time happen now, in a thread of its own."""
+        start_new_thread(_warm_up, (self.book,))
+
     def drop(self) -> None:
         """Let the monitor go. Idempotent."""
         self.sock.close()
@@ -65,3 +70,10 @@ class Seed:
         if self.pid > 0:
             os.waitpid(self.pid, 0)  # the first of its two forks, gone at once
             self.pid = 0
+
+
+def _warm_up(book: Ledger) -> None:
+    from utsuwa.container import cgroup
+
+    with ledger.recording(book):
+        cgroup.warm_up()

@@ -8,6 +8,7 @@ banned (CVE-2007-4559, CVE-2025-4517 and its family), and unpack.py writes benea
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import tarfile
 
@@ -139,6 +140,9 @@ def _header(block: bytes, stream: Stream) -> tarfile.TarInfo | None:
     """Return the header; None at the end: two blocks of zeros, or as Go's reader has it, none or one and nothing more."""
     if not block:
         return None
+    header = _plain_header(block)
+    if header is not None:
+        return header
     try:
         # Names are kept as the file system's own encoding would give them: whatever bytes they are, they come back out.
         return tarfile.TarInfo.frombuf(block, sys.getfilesystemencoding(), "surrogateescape")
@@ -148,6 +152,32 @@ def _header(block: bytes, stream: Stream) -> tarfile.TarInfo | None:
         return None
     except (tarfile.HeaderError, ValueError, OverflowError) as error:
         raise ImageError(f"the layer is not a tar archive: {error}") from None
+
+
+_FIELDS_OF = struct.Struct("100s8s8s8s12s12s8sc100s").unpack_from  # up to linkname; ustar(5)
+_PLAIN = frozenset({tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.XHDTYPE})
+
+
+def _plain_header(block: bytes) -> tarfile.TarInfo | None:
+    """Return what TarInfo.frombuf would, in a third of its time; None for whatever is not the plainest of headers, which is then frombuf's.
+
+    A layer has tens of thousands, and all threads of a pull wait while one parses: that is the greater part of what Python costs here.
+    """
+    name, mode, uid, gid, size, mtime, checksum, kind, linkname = _FIELDS_OF(block)
+    if kind not in _PLAIN or block[345]:  # a prefix
+        return None
+    try:
+        if sum(block) - sum(checksum) + 256 != int(checksum[:6], 8):
+            return None
+        header = tarfile.TarInfo(os.fsdecode(name.partition(b"\0")[0]))
+        header.mode, header.uid, header.gid = int(mode[:7], 8), int(uid[:7], 8), int(gid[:7], 8)
+        header.size, header.mtime = int(size[:11], 8), int(mtime[:11], 8)
+    except ValueError:
+        return None
+    header.type, header.linkname = kind, os.fsdecode(linkname.partition(b"\0")[0])
+    if kind == tarfile.DIRTYPE:
+        header.name = header.name.rstrip("/")
+    return header
 
 
 def _padded(size: int) -> int:

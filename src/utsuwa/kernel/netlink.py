@@ -44,12 +44,13 @@ class Message:
         self.kind, self.flags, self.body, self.text, self.allow = kind, flags, body, text, allow
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return one attribute: length, type, value, padded to four bytes. netlink(7)."""
     return pack("HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
 
 
 def _name(kind: int, name: str) -> bytes:
-    return _attribute(kind, name.encode() + b"\0")
+    return attribute(kind, name.encode() + b"\0")
 
 
 def _ifinfo(index: int = 0, flags: int = 0) -> bytes:
@@ -58,7 +59,7 @@ def _ifinfo(index: int = 0, flags: int = 0) -> bytes:
 
 def link_add_bridge(name: str, allow: tuple[int, ...] = ()) -> Message:
     """A bridge, down."""
-    info = _attribute(IFLA_LINKINFO, _name(IFLA_INFO_KIND, "bridge"))
+    info = attribute(IFLA_LINKINFO, _name(IFLA_INFO_KIND, "bridge"))
     return Message(RTM_NEWLINK, _NEW, _ifinfo() + _name(IFLA_IFNAME, name) + info, f"ip link add {name} type bridge", allow)
 
 
@@ -68,17 +69,17 @@ def link_add_veth(name: str, master: tuple[str, int], peer: str, peer_mac: str, 
     One message, so there is no moment at which the pair exists without its bridge or outside its namespace. The peer cannot come up in
     it too: veth_open answers ENOTCONN until both ends know each other.
     """
-    inside = _ifinfo() + _name(IFLA_IFNAME, peer) + _attribute(IFLA_ADDRESS, bytes.fromhex(peer_mac.replace(":", ""))) + _attribute(IFLA_NET_NS_FD, pack("I", netns[1]))
-    info = _name(IFLA_INFO_KIND, "veth") + _attribute(IFLA_INFO_DATA, _attribute(VETH_INFO_PEER, inside))
-    body = _ifinfo(0, IFF_UP) + _name(IFLA_IFNAME, name) + _attribute(IFLA_MASTER, pack("I", master[1])) + _attribute(IFLA_LINKINFO, info)
+    inside = _ifinfo() + _name(IFLA_IFNAME, peer) + attribute(IFLA_ADDRESS, bytes.fromhex(peer_mac.replace(":", ""))) + attribute(IFLA_NET_NS_FD, pack("I", netns[1]))
+    info = _name(IFLA_INFO_KIND, "veth") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, inside))
+    body = _ifinfo(0, IFF_UP) + _name(IFLA_IFNAME, name) + attribute(IFLA_MASTER, pack("I", master[1])) + attribute(IFLA_LINKINFO, info)
     text = f"ip link add {name} up master {master[0]} type veth peer name {peer} address {peer_mac} netns {netns[0]}"
     return Message(RTM_NEWLINK, _NEW, body, text)
 
 
 def link_set_hairpin(name: str) -> Message:
     """Let a bridge port send a frame back where it came from. bridge(8), hairpin."""
-    info = _name(IFLA_INFO_SLAVE_KIND, "bridge") + _attribute(IFLA_INFO_SLAVE_DATA, _attribute(IFLA_BRPORT_MODE, b"\1"))
-    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + _attribute(IFLA_LINKINFO, info), f"ip link set {name} type bridge_slave hairpin on")
+    info = _name(IFLA_INFO_SLAVE_KIND, "bridge") + attribute(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\1"))
+    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + attribute(IFLA_LINKINFO, info), f"ip link set {name} type bridge_slave hairpin on")
 
 
 def link_set_up(name: str) -> Message:
@@ -88,7 +89,7 @@ def link_set_up(name: str) -> Message:
 
 def link_set_master(name: str, master: tuple[str, int]) -> Message:
     """Make a link a port of the bridge (name, index). Idempotent."""
-    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + _attribute(IFLA_MASTER, pack("I", master[1])), f"ip link set {name} master {master[0]}")
+    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + attribute(IFLA_MASTER, pack("I", master[1])), f"ip link set {name} master {master[0]}")
 
 
 def link_delete(name: str, allow: tuple[int, ...] = ()) -> Message:
@@ -100,13 +101,13 @@ def address_add(link: tuple[str, int], address: bytes, prefix: int, allow: tuple
     """Give a link (name, index) an IPv4 address (4 bytes); the broadcast address follows from the prefix length."""
     mask = (1 << (32 - prefix)) - 1
     broadcast = (int.from_bytes(address, "big") | mask).to_bytes(4, "big")
-    body = pack("BBBBi", _socket.AF_INET, prefix, 0, 0, link[1]) + _attribute(IFA_ADDRESS, address) + _attribute(IFA_LOCAL, address) + _attribute(IFA_BROADCAST, broadcast)
+    body = pack("BBBBi", _socket.AF_INET, prefix, 0, 0, link[1]) + attribute(IFA_ADDRESS, address) + attribute(IFA_LOCAL, address) + attribute(IFA_BROADCAST, broadcast)
     return Message(RTM_NEWADDR, _NEW, body, f"ip address add {_socket.inet_ntoa(address)}/{prefix} broadcast {_socket.inet_ntoa(broadcast)} dev {link[0]}", allow)
 
 
 def route_add_default(gateway: bytes, link: tuple[str, int]) -> Message:
     """The default route through `gateway` (4 bytes) on a link that is up."""
-    body = pack("BBBBBBBBI", _socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0) + _attribute(RTA_GATEWAY, gateway) + _attribute(RTA_OIF, pack("i", link[1]))
+    body = pack("BBBBBBBBI", _socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0) + attribute(RTA_GATEWAY, gateway) + attribute(RTA_OIF, pack("i", link[1]))
     return Message(RTM_NEWROUTE, _NEW, body, f"ip route add default via {_socket.inet_ntoa(gateway)} dev {link[0]}")
 
 

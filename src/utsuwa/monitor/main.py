@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import sys
 import time
+
+import _signal as signal  # `signal` itself imports enum, 2 ms
 
 from utsuwa import ledger
 from utsuwa.errors import CommandError, UtsuwaError

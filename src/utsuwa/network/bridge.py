@@ -63,11 +63,35 @@ def _overlap(first: int, first_prefix: int, second: int, second_prefix: int) -> 
 
 def marker_path(run_dir: str, network: NetworkRecord) -> str:
     """Return the file that says the network is complete: the bridge's index, name and address."""
-    return f"{run_dir}/networks/{network.name}"
+    return f"{run_dir}/networks/{network.name}.up"
 
 
 def _marker(network: NetworkRecord, index: int) -> bytes:
     return f"{index} {network.link} {address_text(network.gateway)}/{network.prefix}\n".encode()
+
+
+def _marked(run_dir: str) -> list[tuple[int, str, str]]:
+    """Return (index, link, address/prefix) of every network that this run directory has made."""
+    try:
+        names = os.listdir(f"{run_dir}/networks")
+    except FileNotFoundError:
+        return []
+    lines = [_read(f"{run_dir}/networks/{name}").decode().split() for name in names if name.endswith(".up")]
+    return [(int(words[0]), words[1], words[2]) for words in lines if len(words) == 3]
+
+
+def indexes(run_dir: str) -> set[int]:
+    """Return the indexes of this engine's bridges."""
+    return {index for index, _, _ in _marked(run_dir)}
+
+
+def owns(run_dir: str, address: str) -> bool:
+    """Whether an address belongs to one of this engine's networks."""
+    for _, _, cidr in _marked(run_dir):
+        gateway, _, prefix = cidr.partition("/")
+        if _overlap(address_number(gateway), int(prefix), address_number(address), 32):
+            return True
+    return False
 
 
 def _read(path: str) -> bytes:

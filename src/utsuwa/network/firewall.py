@@ -99,8 +99,12 @@ def pass_foreign(network: NetworkRecord) -> None:
     if not chain:
         return
     with because("the policy of this host's iptables, set by Docker or an administrator, is to drop what is forwarded: let our bridge pass", "iptables-nft(8); Docker, packet filtering", 4):
-        lines = [f'insert rule ip filter {chain} {way} "{network.link}" counter accept' for way in ("iifname", "oifname")]
-        _transaction("\n".join(lines), f"let network {network.name} pass chain {chain}")
+        # Inserted, so the last comes first. Docker's own bridges stay behind its rules: their unpublished ports are not for our containers. Only what
+        # iptables-nft can read: another expression in its table and `iptables -L` refuses the whole of it.
+        rules = [f'oifname "{network.link}" counter accept', f'iifname "{network.link}" counter accept']
+        if chain == "DOCKER-USER":
+            rules += [f'iifname "{network.link}" oifname "{theirs}" counter return' for theirs in ("br-*", "docker0")]
+        _transaction("\n".join(f"insert rule ip filter {chain} {rule}" for rule in rules), f"let network {network.name} pass chain {chain}")
 
 
 def remove(network: NetworkRecord) -> None:
@@ -120,7 +124,7 @@ def _removal(network: NetworkRecord) -> list[str]:
     texts = ["\n".join(f"delete element {TABLE} {element}" for element in _elements(network))] if nftables.chain_policy("utsuwa", "forward") is not None else []
     for chain in ("DOCKER-USER", "FORWARD"):
         if nftables.chain_mentions("filter", chain, network.link):
-            for line in nftables.listing(f"-a list chain ip filter {chain}").splitlines():
+            for line in nftables.listing(f"list chain ip filter {chain}", handles=True).splitlines():
                 rule, _, handle = line.rpartition(" # handle ")
                 if rule.strip().startswith((f'iifname "{network.link}" ', f'oifname "{network.link}" ')):
                     texts.append(f"delete rule ip filter {chain} handle {handle}")
@@ -136,11 +140,23 @@ def element(binding: Binding, address: int, owner: str) -> str:
 
 
 def publish(bindings: list[Binding], address: int, owner: str) -> None:
-    """Send the host's ports to the container, all in one transaction. Idempotent. Raises RuntimeFailure, DependencyMissing."""
+    """Send the host's ports to the container, all in one transaction. Idempotent. Raises RuntimeFailure, DependencyMissing.
+
+    Call with the ports reserved: an element that leads elsewhere was left by a container that is gone, and is replaced.
+    """
     if not bindings:
         return
+    text = "\n".join(f"add element {TABLE} {element(binding, address, owner)}" for binding in bindings)
     with because("published ports lead to the container: the kernel rewrites the destination, no proxy copies data", "nft(8), dnat; Docker, port publishing", 4):
-        _transaction("\n".join(f"add element {TABLE} {element(b, address, owner)}" for b in bindings), "publish ports")
+        try:
+            nftables.run(text)
+        except FileExistsError:
+            keys = {_key(binding) for binding in bindings}
+            delete([entry for _, _, entry in published() if entry in keys])
+            _transaction(text, "publish ports")
+        except OSError as error:
+            raise RuntimeFailure(f"cannot publish ports: {error.strerror}") from None
+    _forget_flows(bindings)
 
 
 def unpublish(bindings: list[Binding], address: int, owner: str) -> None:
@@ -155,6 +171,21 @@ def unpublish(bindings: list[Binding], address: int, owner: str) -> None:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.EEXIST):  # no table; or the port leads to someone else by now
                     raise
+    _forget_flows(bindings)
+
+
+def _forget_flows(bindings: list[Binding]) -> None:
+    """A UDP flow that is known keeps its old translation for as long as packets come: Docker deletes such entries too."""
+    for binding in bindings:
+        if binding.protocol == "udp":
+            with because("UDP clients that were talking to this port before are led by the new rule from now on", "conntrack(8); Docker, DeleteConntrackEntriesByPort", 4):
+                nftables.conntrack_delete_udp(binding.port)
+
+
+def _key(binding: Binding) -> str:
+    """The element without its value, as `delete element` takes it and `published` returns it."""
+    place = f"{binding.address} . " if binding.address else ""
+    return f"{'ports_at' if binding.address else 'ports'} {{ {place}{binding.protocol} . {binding.port} }}"
 
 
 def published() -> list[tuple[str, str, str]]:

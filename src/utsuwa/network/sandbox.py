@@ -18,7 +18,7 @@ import time
 from _thread import allocate_lock, start_new_thread
 
 from utsuwa import ledger
-from utsuwa.errors import RuntimeFailure, UtsuwaError
+from utsuwa.errors import RuntimeFailure
 from utsuwa.kernel import files, mount, namespace, netlink
 from utsuwa.kernel.door import is_real, label, labels
 from utsuwa.ledger import because
@@ -27,7 +27,7 @@ from utsuwa.spec.network import SYSCTLS, Binding, NetworkRecord, address_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 MS_BIND = 0x1000
 INSIDE = "eth0"
@@ -100,10 +100,11 @@ def begin(network: NetworkRecord, sandbox: str, address: int, run_dir: str, bind
 def create(network: NetworkRecord, sandbox: str, address: int, run_dir: str, bindings: list[Binding]) -> None:
     """Make the sandbox; afterwards the calling thread is inside it. For a thread that ends then. Raises OSError, UtsuwaError.
 
-    The order: a socket of the host's namespace first, because after unshare(2) only it reaches the bridge; the pin before the pair, so that at no
+    The order: what concerns the host first, because after unshare(2) this thread's sockets are the container's; the pin before the pair, so that at no
     moment a namespace with a link in it exists that no path leads to.
     """
     index = bridge.ensure(network, run_dir)
+    firewall.publish(bindings, address, sandbox)
     host = netlink.Netlink()
     try:
         with because("the container has links, addresses, routes and ports of its own", "network_namespaces(7)", 4):
@@ -112,7 +113,6 @@ def create(network: NetworkRecord, sandbox: str, address: int, run_dir: str, bin
         set_up(network, sandbox, address, path, host, index)
     finally:
         host.close()
-    firewall.publish(bindings, address, sandbox)
 
 
 def pin(run_dir: str, sandbox: str) -> str:
@@ -201,7 +201,8 @@ def settle(sandbox: str) -> None:
     pause = 0.0002
     while netlink.index_of(name):
         if time.monotonic() > deadline:
-            return _delete_link(name)
+            _delete_link(name)
+            return
         time.sleep(pause)
         pause = min(pause * 1.5, 0.005)
 
@@ -217,21 +218,43 @@ def _delete_link(name: str) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- left behind
 
-def leftovers(run_dir: str, known: Collection[str], network: NetworkRecord | None = None) -> list[str]:
-    """Return what belongs to no sandbox in `known` (full ids), one line each: pins, links on our bridge, published ports. Looks only."""
-    return [text for text, _ in _leftovers(run_dir, known, network)]
+def leftovers(run_dir: str, known: Collection[str]) -> list[str]:
+    """Return what belongs to no sandbox in `known` (full ids), one line each: pins, links on our bridges, published ports. Looks only.
+
+    Never names what another engine made: pins are of this run directory, links and ports of the bridges that it has marked as its own.
+    """
+    return [text for text, _, _ in _leftovers(run_dir, known)]
 
 
-def sweep(run_dir: str, known: Collection[str], network: NetworkRecord | None = None) -> list[str]:
-    """Remove what `leftovers` finds; returns its lines. Idempotent. Never touches what another engine (other run directory) made."""
-    found = _leftovers(run_dir, known, network)
-    for text, action in found:
-        kind, value = action
-        if kind == "port":
-            firewall.delete([value])
-        elif kind == "pin":
-            unpin(value, run_dir)
-        elif netlink.index_of(value):
-            _delete_link(value)
-        del text
-    return [text for text, _ in found]
+def sweep(run_dir: str, known: Collection[str]) -> list[str]:
+    """Remove what `leftovers` finds; returns its lines. Idempotent. Call with every row in `known`, those in flight too."""
+    found = _leftovers(run_dir, known)
+    for _, remove, what in found:
+        remove(what)
+    return [text for text, _, _ in found]
+
+
+def _leftovers(run_dir: str, known: Collection[str]) -> list[tuple[str, Callable[[str], None], str]]:
+    short, links = {sandbox[:12] for sandbox in known}, {veth_name(sandbox) for sandbox in known}
+    found: list[tuple[str, Callable[[str], None], str]] = [
+        (f"published port {entry} of {owner}", lambda what: firewall.delete([what]), entry)
+        for owner, address, entry in firewall.published() if owner not in short and bridge.owns(run_dir, address)
+    ]
+    try:
+        pins = os.listdir(f"{run_dir}/netns")
+    except FileNotFoundError:
+        pins = []
+    found += [(f"network namespace {netns_path(run_dir, name)}", lambda what: unpin(what, run_dir), name) for name in sorted(pins) if name not in known]
+    sock = netlink.Netlink()
+    try:
+        all_links = sock.links()
+    finally:
+        sock.close()
+    own = bridge.indexes(run_dir)
+    found += [(f"link {name}", _cut, name) for name, _, master in all_links if master in own and name.startswith("uts") and name not in links]
+    return found
+
+
+def _cut(name: str) -> None:
+    """Give a link a moment to go with the namespace that was just unpinned, then delete it."""
+    settle(name.removeprefix("uts"))

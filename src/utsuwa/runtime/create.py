@@ -11,7 +11,7 @@ import time
 from utsuwa.container import cgroup
 from utsuwa.errors import RuntimeFailure
 from utsuwa.kernel import mount, namespace, process
-from utsuwa.kernel.door import close, is_real, label
+from utsuwa.kernel.door import FAKE, close, is_real, label
 from utsuwa.ledger import because
 from utsuwa.runtime import handshake, init
 
@@ -72,6 +72,7 @@ def create(config: Spec, bundle: Spec, stdio: tuple[int, ...]) -> Attempt:
             plan.directories = cgroup.make(plan.groups, str(linux["cgroupsPath"]), linux.get("resources") or {})  # type: ignore[arg-type]
         attempt.root_fd = plan.root_fd = mount_overlay(bundle["overlay"])  # type: ignore[arg-type]
         flags = _namespaces(plan, linux["namespaces"])  # type: ignore[arg-type]
+        plan.new_network = bool(flags & namespace.CLONE_NEWNET)
         ours, theirs = handshake.pair() if is_real() else (None, None)
         plan.sock, attempt.sock = theirs, ours
         with because("the container's first process, born in namespaces of its own", "namespaces(7), clone(2)", 1):
@@ -93,7 +94,7 @@ def _namespaces(plan: init.Plan, namespaces: list[Spec]) -> int:
         kind = _KINDS[str(item["type"])]
         if item.get("path"):
             path = str(item["path"])
-            fd = label(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path) if is_real() else label(999, path)
+            fd = label(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path) if is_real() else label(FAKE, path)
             plan.joins.append((fd, kind))
         elif kind == namespace.CLONE_NEWCGROUP:
             plan.unshare |= kind

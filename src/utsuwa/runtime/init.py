@@ -12,7 +12,7 @@ import sys
 from utsuwa import ledger
 from utsuwa.container import cgroup
 from utsuwa.errors import CommandError, RuntimeFailure, UtsuwaError
-from utsuwa.kernel import credential, files, namespace, process
+from utsuwa.kernel import credential, files, link, namespace, process
 from utsuwa.kernel.door import close, is_real
 from utsuwa.ledger import because
 from utsuwa.runtime import handshake, rootfs, terminal, walls
@@ -36,7 +36,7 @@ class Plan:
     `groups` and `directories` are the cgroup hierarchies and this container's group in each; `joins` (descriptor, CLONE_NEW*) pairs.
     """
 
-    __slots__ = ("config", "directories", "filter", "filter_text", "groups", "in_userns", "joins", "last_capability", "masks", "place", "root_fd", "sock", "stdio", "unshare")
+    __slots__ = ("config", "directories", "filter", "filter_text", "groups", "in_userns", "joins", "last_capability", "masks", "new_network", "place", "root_fd", "sock", "stdio", "unshare")
 
     def __init__(self) -> None:
         self.config: Spec = {}
@@ -48,7 +48,7 @@ class Plan:
         self.joins: list[tuple[int, int]] = []
         self.unshare = 0
         self.root_fd, self.place = -1, ""
-        self.in_userns = False
+        self.in_userns = self.new_network = False
         self.last_capability = 40
         self.sock: socket | None = None
 
@@ -103,6 +103,9 @@ def enter_namespaces(plan: Plan) -> None:
         with because("join the namespace that was made ready outside", "setns(2)", 4 if kind == namespace.CLONE_NEWNET else 1):
             namespace.setns(fd, kind)
         close(fd)
+    if plan.new_network:
+        with because("a new network namespace has a loopback link that is down", "network_namespaces(7)", 4):
+            link.up_loopback()
     if plan.unshare:
         with because("the container's own group becomes the top of what it sees; last, when it is already in it", "cgroup_namespaces(7)", 1):
             namespace.unshare(plan.unshare)
@@ -147,7 +150,7 @@ def build_walls(plan: Plan) -> None:
     walls.set_limits(spec)
     if spec.get("oomScoreAdj") is not None:
         _oom_score(int(spec["oomScoreAdj"]))  # type: ignore[call-overload]
-    walls.build(spec, plan.masks, plan.filter, plan.filter_text, plan.last_capability)
+    walls.build(spec, plan.masks, plan.filter, plan.filter_text, plan.last_capability, leash=True)
 
 
 def _oom_score(value: int) -> None:

@@ -32,6 +32,7 @@ _WHY = {
     "cgroup2": ("the container may see what bounds it, not change it", "cgroup_namespaces(7)", 1),
 }
 _BIND_WHY = ("a file or directory of the host's, the same on both sides", "mount(8), bind", 5)
+_MOST_LINKS = 8
 NULL_DEVICE = os.makedev(1, 3)
 
 
@@ -149,21 +150,26 @@ def bind(root: Root, source: str, destination: str, options: Options) -> None:
 
 
 def file_place(root: Root, destination: str) -> int:
-    """Return an O_PATH descriptor of a file to mount on; an empty one is made if missing, beneath the root only (CVE-2024-45310)."""
-    base, rest = beneath(root, destination)
-    try:
-        return files.openat2(base, rest, files.O_PATH)
-    except FileNotFoundError:
-        pass
-    directory, _, name = rest.rpartition("/")
-    parent = files.make_directories(base, directory or ".")
-    try:
-        files.mknodat(parent, name, stat.S_IFREG | 0o644, 0)
-    except FileExistsError:  # a dangling symlink: nothing that could be mounted on
-        raise OSError(40, f"{destination} is a symlink that leads nowhere") from None
-    finally:
-        close(parent)
-    return files.openat2(base, rest, files.O_PATH)
+    """Return an O_PATH descriptor of a file to mount on; an empty one is made if missing, beneath the root only (CVE-2024-45310).
+
+    Where a symlink leads nowhere, it is made there: /etc/resolv.conf of many images points into a /run that is empty.
+    """
+    path = destination
+    for _ in range(_MOST_LINKS):
+        base, rest = beneath(root, path)
+        try:
+            return files.openat2(base, rest, files.O_PATH)
+        except FileNotFoundError:
+            pass
+        directory, _, name = rest.rpartition("/")
+        parent = files.make_directories(base, directory or ".")
+        try:
+            files.mknodat(parent, name, stat.S_IFREG | 0o644, 0)
+        except FileExistsError:  # a dangling symlink: on to its target, which is resolved beneath the root like any path
+            path = os.path.join("/", os.path.dirname(path), os.readlink(name, dir_fd=parent))
+        finally:
+            close(parent)
+    raise OSError(40, f"{destination} is a symlink that leads nowhere")
 
 
 def mount_cgroups(root: Root, destination: str, options: Options, groups: Groups) -> None:

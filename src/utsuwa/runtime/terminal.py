@@ -94,7 +94,8 @@ def use_streams(stdio: tuple[int, ...], spec: dict[str, object]) -> None:
     user: dict[str, object] = spec.get("user") or {}  # type: ignore[assignment]
     uid = int(user.get("uid", 0))  # type: ignore[call-overload]
     for target, fd in enumerate(stdio):
-        if uid:
+        # Pipes only: another descriptor may be the host's /dev/null, whose owner would change for the whole machine (in a user namespace: EPERM).
+        if uid and stat.S_ISFIFO(os.fstat(fd).st_mode):
             os.fchown(fd, uid, -1)
         os.dup2(fd, target)
     for fd in set(stdio):

@@ -18,9 +18,23 @@ if TYPE_CHECKING:
     Process = dict[str, object]
 
 
-def build(process: Process, masks: dict[str, int], filter_program: bytes, filter_text: str, last_capability: int) -> None:
+def _groups_are_fixed() -> bool:
+    """Whether our user namespace denies setgroups: one that maps a single id, made without a helper. user_namespaces(7), /proc/PID/setgroups"""
+    try:
+        with open("/proc/self/setgroups", "rb") as file:
+            return file.read(4) == b"deny"
+    except OSError:
+        return False
+
+
+_groups_fixed = _groups_are_fixed()
+"""Looked up in the monitor: after the fork, /proc is the container's."""
+
+
+def build(process: Process, masks: dict[str, int], filter_program: bytes, filter_text: str, last_capability: int, *, leash: bool = False) -> None:
     """Put every wall up around the calling process. `masks`: bounding, effective, permitted, inheritable, ambient as 64-bit masks.
 
+    `leash` renews PR_SET_PDEATHSIG, which the kernel clears when ids change: for init, whose parent is the monitor.
     Raises RuntimeFailure naming the wall that could not be put up.
     """
     user: dict[str, object] = process.get("user") or {}  # type: ignore[assignment]
@@ -32,7 +46,7 @@ def build(process: Process, masks: dict[str, int], filter_program: bytes, filter
         _drop_bounding(masks["bounding"], last_capability)
         if not no_new_privs:
             _load_filter(filter_program, filter_text)
-        _become(user, masks)
+        _become(user, masks, leash)
         if no_new_privs:
             _load_filter(filter_program, filter_text)
     except OSError as error:
@@ -53,16 +67,19 @@ def _load_filter(program: bytes, text: str) -> None:
         credential.seccomp(program, 0, text)
 
 
-def _become(user: dict[str, object], masks: dict[str, int]) -> None:
+def _become(user: dict[str, object], masks: dict[str, int], leash: bool) -> None:
     uid, gid = int(user.get("uid", 0)), int(user.get("gid", 0))  # type: ignore[call-overload]
     groups: list[int] = user.get("additionalGids") or []  # type: ignore[assignment]
     with because("the program runs as its user, with its groups and no other", "credentials(7)", 6):
         # Keep the permitted set across the change of ids: it is set exactly just below. capabilities(7), "Effect of user ID changes".
         credential.prctl(credential.PR_SET_KEEPCAPS, 1)
-        credential.setgroups(groups)
+        if not _groups_fixed:  # a group gives rights, it takes none: a container without its image's groups can do less
+            credential.setgroups(groups)
         credential.setresgid(gid)
         credential.setresuid(uid)
         credential.prctl(credential.PR_SET_KEEPCAPS, 0)
+        if leash:
+            credential.prctl(credential.PR_SET_PDEATHSIG, 9)
     with because("exactly the capabilities it was given; the inheritable set stays empty", "capabilities(7); CVE-2022-24769", 6):
         credential.capset(masks["effective"], masks["permitted"], masks["inheritable"])
         credential.prctl(credential.PR_CAP_AMBIENT, credential.PR_CAP_AMBIENT_CLEAR_ALL)

@@ -55,4 +55,4 @@ class Binding:
         return self.protocol, self.address, self.port, self.target
 
     def __repr__(self) -> str:
-        return f"{self.address or '0.0.0.0'}:{self.port}->{self.target}/{self.protocol}"
+        return f"{self.address or '0.0.0.0'}:{self.port}->{self.target}/{self.protocol}"  # noqa: S104 - as docker ps shows it
