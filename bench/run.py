@@ -2,8 +2,8 @@
 
 Everything happens in mount, network and process id namespaces made for it, beneath one directory: what an engine leaves there, rules and
 bridges included, is gone with them, and nobody else's containers disturb the figures. Runs are interleaved, so that what slows the machine
-slows all. Each is timed twice: until the command returns, and until its control groups, mounts, links and leases are gone as well; the
-second is the figure. Between runs the bench waits until no process is alive that was not there before the first.
+slows all. Each is timed until its command has returned and its control groups, mounts, links and leases are gone. Between runs the bench
+waits until no process is alive that was not there before the first.
 """
 
 import argparse

@@ -10,7 +10,7 @@ def main():
     engine, image = Engine(), sys.argv[1]
     for _ in sys.stdin:
         began = time.perf_counter()
-        result = engine.run(image, ["true"], network="none", memory="64m", pids_limit=100)
+        result = engine.run(image, ["true"], network="none", memory=64 << 20, pids_limit=100)
         seconds = time.perf_counter() - began
         if result.exit_code:
             raise SystemExit(f"the container ended with {result.exit_code}")

@@ -42,10 +42,10 @@ def facts(text):
 
 
 def mount(line):
-    """(mount point, file system, the mount's own options, whether it is a peer or a slave of another)."""
+    """(mount point, what of the file system, its type, the mount's own options, whether it is a peer or a slave of another)."""
     left, _, right = line.partition(" - ")
-    point, options, *tags = left.split()[4:]
-    return point, right.split()[0], tuple(sorted(options.split(","))), [tag.partition(":")[0] for tag in tags]
+    source, point, options, *tags = left.split()[3:]
+    return point, source, right.split()[0], tuple(sorted(options.split(","))), [tag.partition(":")[0] for tag in tags]
 
 
 class Made:
@@ -89,18 +89,19 @@ def test_the_script_makes_the_same_container(made, lane_dir, options):
     assert done.returncode == 0, done.stderr
     assert facts(done.stdout) == model.facts
     assert not escaped
-    assert os.listdir(lane_dir) and not [path for path in _groups(model.script) if os.path.exists(path)]
+    assert (groups := _groups(model.script)) and not [path for path in groups if os.path.exists(path)]
 
 
 def test_a_volume_is_the_same_directory(made, lane_dir):
     os.mkdir(f"{lane_dir}/shared")
     model = made("--network", "none", "-v", f"{lane_dir}/shared:/mnt:ro")
-    assert ("/mnt", True) in {(point, "ro" in options) for point, _, options, _ in model.facts["mounts"]}
+    assert ("/mnt", True) in {(point, "ro" in options) for point, _, _, options, _ in model.facts["mounts"]}
     assert model.is_same(lane_dir, model.script)
 
 
 def _groups(script):
-    return re.findall(r"^mkdir -p (/sys/fs/cgroup/\S+/[0-9a-f]{64})$", script, re.MULTILINE)
+    container = re.search("^id=(.*)$", script, re.MULTILINE)[1]
+    return [path.replace("$id", container) for path in re.findall(r"^mkdir -p (/sys/fs/cgroup/\S+/\$id)$", script, re.MULTILINE)]
 
 
 def test_every_mount_line_is_needed(made, lane_dir):

@@ -148,7 +148,7 @@ def check(script):
 def test_the_script_says_what_the_ledger_says():
     script = check(render(ledger(), "shell"))
     for part in (
-        f"mkdir -p /sys/fs/cgroup/pids/utsuwa/{ID}", f"echo 50 > /sys/fs/cgroup/pids/utsuwa/{ID}/pids.max", "mount --make-rslave /",
+        f"id={ID}\n", "mkdir -p /sys/fs/cgroup/pids/utsuwa/$id\n", "echo 50 > /sys/fs/cgroup/pids/utsuwa/$id/pids.max", "mount --make-rslave /",
         "-o lowerdir='/layers/a\\:b',upperdir=\"$here\"/upper none \"$root\"",
         'mount --bind "$root"/dev/null "$root"/proc/kcore', "pivot_root . .", '$host ".$umount" --no-canonicalize --lazy .',
         "exec nsenter --net=/run/netns/x unshare --mount --propagation unchanged --pid --cgroup --fork sh",
@@ -181,8 +181,14 @@ def test_words_stay_words():
     for text in script.splitlines():
         if "never" in text and not text.startswith("#"):
             assert re.search(r"'it'\"'\"'s \$\(touch /tmp/never\) `x` \"y\"$|/it'", text), text
-    out = subprocess.run(["sh", "-c", "set -- " + script.split("|| set -- ", 1)[1].split("\n[ ! -e", 1)[0] + '; printf %s "$2"'], capture_output=True, text=True).stdout
+    out = subprocess.run(["sh", "-c", "set -- " + script.split("|| set -- ", 1)[1].split("\nid=", 1)[0] + '; printf %s "$2"'], capture_output=True, text=True).stdout
     assert out == NASTY
+
+
+def test_the_id_is_a_variable_where_a_shell_expands_it():
+    script = check(render(ledger(line("netlink", f"ip link add v{ID} type dummy", who="engine"), line("nft", f"add table x{ID}", who="engine"), line("sethostname", f"a {ID}")), "shell"))
+    assert [text for text in script.splitlines() if ID in text] == [f"id={ID}", f"add table x{ID}", f"hostname 'a {ID}'"]
+    assert "ip link add v$id type dummy\n" in script
 
 
 def test_a_script_needs_every_topic():

@@ -77,7 +77,7 @@ def test_the_platform_is_chosen(image):
     found = document.parse_manifest(index(nothing, arm, amd), "", "x")
     assert document.choose(found, AMD64, "x").digest == amd["digest"]
     assert document.choose(found, document.wanted_platforms("", "armv7l"), "x").digest == digest(b"arm")
-    with pytest.raises(ImageError, match="^no image for linux/s390x in x: it has linux/amd64, linux/arm/v7$"):
+    with pytest.raises(ImageError, match=r"^no image for linux/s390x in x: it has linux/amd64, linux/arm/v7$"):
         document.choose(found, ["linux/s390x"], "x")
 
 
@@ -111,7 +111,7 @@ def test_a_configuration_that_is_refused(config, why):
 
 
 def test_a_configuration_for_another_machine_or_other_layers(image):
-    with pytest.raises(ImageError, match="^no image for linux/arm64 in x: it has linux/amd64$"):
+    with pytest.raises(ImageError, match=r"^no image for linux/arm64 in x: it has linux/amd64$"):
         document.parse_config(image.config, 2, ["linux/arm64"], "x")
     with pytest.raises(ImageError, match="x has 3 layers, and its configuration 2"):
         document.parse_config(image.config, 3, AMD64, "x")

@@ -189,7 +189,8 @@ def make_directories(this: Launch) -> None:
     if this.volumes:
         from utsuwa.storage import volumes
 
-        volumes.make(this.context.db, this.context.paths, this.volumes, this.image.layers, this.id)
+        user: dict[str, int] = this.config["process"]["user"]  # type: ignore[index,call-overload]
+        volumes.make(this.context.db, this.context.paths, this.volumes, this.image.layers, this.id, (user["uid"], user["gid"]))
 
 
 def _make(path: str) -> None:

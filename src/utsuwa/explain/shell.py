@@ -6,6 +6,7 @@ furnished and the host's files go out of sight. It has an upper layer of its own
 
 from __future__ import annotations
 
+import re
 from shlex import quote
 
 from utsuwa.explain.line import capability, descriptor, mask_names
@@ -61,13 +62,23 @@ class Part:
 
     def add(self, step: Step, *commands: str) -> None:
         """Add commands, and above them the step's reason unless it was told just before."""
-        first = step.lines[-1]
-        reason = f"# {first.why}" + (f"  [{first.ref}]" if first.ref else "")
-        if reason != self.reason:
-            self.lines += ["", " ".join(reason.splitlines())]
-            self.reason = reason
-        # A comment must stay one: a line break in a path would end it.
-        self.lines += [" ".join(each.splitlines()) if each.startswith("#") else each for each in commands]
+        last = step.lines[-1]
+        if last.why != self.reason:
+            self.reason = last.why
+            self.lines += ["", _comment(f"# {last.why}" + (f"  [{last.ref}]" if last.ref else ""))]
+        self.lines += [_comment(each) if each.startswith("#") else each for each in commands]
+
+
+def _with_variable(text: str, container: str) -> str:
+    """Write $id for the container's 64 digits, where a shell would expand it: not in a comment, in quotes, or in a here-document."""
+    if not container or text.startswith(("#", "id=")) or "\n" in text:
+        return text
+    return " ".join(word if "'" in word else word.replace(container, "$id") for word in text.split(" "))
+
+
+def _comment(text: str) -> str:
+    """A comment must stay one: a line break, in a path or a reason, would end it."""
+    return " ".join(text.splitlines())
 
 
 class Script:
@@ -84,6 +95,7 @@ class Script:
         self.argv: list[str] = []
         self.cwd = "/"
         self.session = False
+        self.id = ""
 
     def add(self, step: Step) -> None:
         """Take one step into the part that it belongs to. What came after the program started is no part of making it."""
@@ -95,28 +107,32 @@ class Script:
         """Return the whole script."""
         if self.dropped:
             self.setpriv.insert(0, "--bounding-set=" + ",".join("-" + name for name in self.dropped))
-        command = f"[ $# -gt 0 ] || set -- {' '.join(quote(word) for word in self.argv) or 'sh'}"
-        environ = f'"PATH={PATH}" "TERM=${{TERM:-xterm}}" "$@"'
-        chain = [*self.setpriv, f'$host ".$env" -i -C {quote(self.cwd)} {environ}']
-        program = ['exec $host ".$setpriv" \\', *[f"    {word} \\" for word in chain[:-1]], f"    {chain[-1]}"] if self.setpriv else ["exec " + chain[-1]]
-        enter = [*(["nsenter", *self.nsenter] if self.nsenter else []), "unshare", *self.unshare, "--fork", *(["setsid"] if self.session else [])]
-        return "\n".join([
-            _HEAD, 'if [ "${1-}" != --inside ]; then', command, *self._fresh(), *self.outside.lines,
+        enter = [*(["nsenter", *self.nsenter] if self.nsenter else []), "unshare", *dict.fromkeys(self.unshare), "--fork", *(["setsid"] if self.session else [])]
+        lines = [
+            _HEAD, 'if [ "${1-}" != --inside ]; then', *self._prepare(), *self.outside.lines,
             "", "# A child of this shell enters the groups, leaves for new namespaces, and runs the second part there.", "(", *self.entering.lines, "",
             f'exec {" ".join(enter)} sh "$0" --inside "$@"', ")", "exit", "fi", "shift", "",
             "# ---------------------------------------------------------------- inside the new namespaces", "", _TOOLS.rstrip(),
-            *self.inside.lines, *self.walls.lines, "", *program, "",
-        ])
-
-    def _fresh(self) -> list[str]:
-        groups = " ".join(quote(group) for group in reversed(self.groups))
-        undo = [f"    {each} 2>/dev/null || true" for each in self.undo]
-        undo += [f'    for group in {groups}; do rmdir "$group" 2>/dev/null || true; done'] if groups else []
-        check = [f'[ ! -e {quote(self.groups[-1])} ] || {{ echo "it still has its control groups: stop the container first" >&2; exit 1; }}'] if groups else []
-        return [
-            *check, "here=$(mktemp -d)", 'root="$here/merged"', "export here root", 'mkdir "$here/merged" "$here/upper" "$here/work"',
-            "clean_up() {", *undo, '    rm -rf --one-file-system "$here"', "}", "trap clean_up EXIT", "trap 'exit 130' INT TERM",
+            *self.inside.lines, *self.walls.lines, "", *self._program(), "",
         ]
+        return "\n".join(_with_variable(each, self.id) for each in lines)
+
+    def _prepare(self) -> list[str]:
+        """The command, a place of our own for the root, and what undoes everything at the end."""
+        check = [f'[ ! -e {quote(self.groups[-1])} ] || {{ echo "it still has its control groups: stop the container first" >&2; exit 1; }}'] if self.groups else []
+        undo = [*self.undo, *[f"rmdir {quote(group)}" for group in reversed(self.groups)]]
+        return [
+            f"[ $# -gt 0 ] || set -- {' '.join(quote(word) for word in self.argv) or 'sh'}", *([f"id={self.id}"] if self.id else []), *check,
+            "here=$(mktemp -d)", 'root="$here/merged"', "export here root id" if self.id else "export here root", 'mkdir "$here/merged" "$here/upper" "$here/work"',
+            "clean_up() {", *[f"    {each} 2>/dev/null || true" for each in undo], '    rm -rf --one-file-system "$here"', "}", "trap clean_up EXIT", "trap 'exit 130' INT TERM",
+        ]
+
+    def _program(self) -> list[str]:
+        """The last line: setpriv puts the walls up and becomes env, which leaves the host's directory and becomes the program."""
+        run = f'$host ".$env" -i -C {quote(self.cwd)} "PATH={PATH}" "TERM=${{TERM:-xterm}}" "$@"'
+        if not self.setpriv:
+            return ["exec " + run]
+        return ['exec $host ".$setpriv" \\', *[f"    {word} \\" for word in self.setpriv], "    " + run]
 
     def part(self, step: Step) -> Part:
         """Return where a step's commands go."""
@@ -199,6 +215,7 @@ def _mkdir(script: Script, step: Step) -> None:
     path, _ = step.words
     if step.phase == HOST and path.startswith("/sys/fs/cgroup/"):
         script.groups.append(path)
+        script.id = script.id or next(iter(re.findall(r"/([0-9a-f]{64})$", path)), "")
     script.part(step).add(step, f"mkdir -p {_path(step, path)}")
 
 
@@ -215,6 +232,8 @@ def _symlink(script: Script, step: Step) -> None:
 
 def _write(script: Script, step: Step) -> None:
     path, text = step.words
+    if step.phase == HOST and path.endswith("/cgroup.procs"):  # a process of then
+        return
     script.part(step).add(step, f"echo {quote(text)} > {_path(step, path)}")  # one write(2), as these files want it
 
 
@@ -242,11 +261,12 @@ def _setsid(script: Script, step: Step) -> None:
 
 
 def _netlink(script: Script, step: Step) -> None:
-    script.part(step).add(step, "ip " + " ".join(quote(word) for word in step.words[0].split()))
+    command = "ip " + " ".join(quote(word) for word in step.words[0].removeprefix("ip ").split())
+    (script.inside if step.phase == INIT else script.outside).add(step, command)
 
 
 def _nft(script: Script, step: Step) -> None:
-    script.part(step).add(step, "nft -f - <<'NFT'", *step.words[0].splitlines(), "NFT")
+    script.part(step).add(step, "nft -f - <<'NFT'\n" + step.words[0].rstrip("\n") + "\nNFT")
 
 
 def _bind(script: Script, step: Step) -> None:

@@ -105,13 +105,13 @@ class Stream:
             pass
 
 
-def entries(stream: Stream, headers: int = HEADERS) -> Iterator[Entry]:
+def entries(stream: Stream) -> Iterator[Entry]:
     """Yield each entry in turn; the consumer takes `size` bytes from the stream or fewer, the rest is skipped.
 
     Raises ImageError for anything that is not a well-formed archive within the bounds.
     """
     records: dict[str, bytes] = {}
-    for _ in range(headers):
+    for _ in range(HEADERS):
         block = stream.take(BLOCK)
         header = _header(block, stream)
         if header is None:
@@ -133,7 +133,7 @@ def entries(stream: Stream, headers: int = HEADERS) -> Iterator[Entry]:
             end = stream.position + _padded(header.size)
         stream.skip(end - stream.position)
         records = {}
-    raise ImageError(f"the layer has more than {headers} headers")
+    raise ImageError(f"the layer has more than {HEADERS} headers")
 
 
 def _header(block: bytes, stream: Stream) -> tarfile.TarInfo | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from utsuwa.kernel import ffi as ctypes
 from utsuwa.kernel.door import SYSCALLS, call_libc, call_os, libc, prototype
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAPBSET_DROP = 1, 4, 8, 24

@@ -8,10 +8,10 @@ Leaves out: which call means what (the modules beside it), and reading, which ne
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 from utsuwa import ledger
+from utsuwa.kernel import ffi as ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

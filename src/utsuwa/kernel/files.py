@@ -5,10 +5,10 @@ A path that comes from an image, an archive or a container is resolved only here
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 
+from utsuwa.kernel import ffi as ctypes
 from utsuwa.kernel.door import SYSCALLS, call_os, close, label, labels, libc, look, show
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16

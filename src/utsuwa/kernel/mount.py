@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from utsuwa.kernel import ffi as ctypes
 from utsuwa.kernel.door import SYSCALLS, call_libc, flag_names, label, labels, libc, prototype, show
 
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE, AT_SYMLINK_NOFOLLOW, AT_NO_AUTOMOUNT = -100, 0x1000, 0x8000, 0x100, 0x800

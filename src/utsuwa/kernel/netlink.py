@@ -25,7 +25,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, R
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 IFF_UP = 0x1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 10, 18, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 1, 3, 10, 18, 20, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER, IFLA_BRPORT_MODE = 1, 4
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
@@ -87,9 +87,9 @@ def link_set_up(name: str) -> Message:
     return Message(RTM_NEWLINK, 0, _ifinfo(0, IFF_UP) + _name(IFLA_IFNAME, name), f"ip link set {name} up")
 
 
-def link_set_master(name: str, master: tuple[str, int]) -> Message:
-    """Make a link a port of the bridge (name, index). Idempotent."""
-    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + attribute(IFLA_MASTER, pack("I", master[1])), f"ip link set {name} master {master[0]}")
+def link_set_alias(name: str, alias: str) -> Message:
+    """Give a link a text of at most 255 bytes that says whose it is. Idempotent."""
+    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + attribute(IFLA_IFALIAS, alias.encode()[:255]), f"ip link set {name} alias '{alias}'")
 
 
 def link_delete(name: str, allow: tuple[int, ...] = ()) -> Message:
@@ -184,12 +184,13 @@ class Netlink:
                     return bodies
                 bodies.append(part)
 
-    def links(self) -> list[tuple[str, int, int]]:
-        """Return (name, index, index of its master or 0) of every link here."""
+    def links(self) -> list[tuple[str, int, int, str]]:
+        """Return (name, index, index of its master or 0, alias) of every link here."""
         found = []
         for body in self.dump(RTM_GETLINK, _socket.AF_UNSPEC):
             fields = attributes(body, 16)
-            found.append((fields[IFLA_IFNAME].rstrip(b"\0").decode(), unpack_from("i", body, 4)[0], int.from_bytes(fields.get(IFLA_MASTER, b""), "little")))
+            name, alias = (fields.get(kind, b"").rstrip(b"\0").decode(errors="replace") for kind in (IFLA_IFNAME, IFLA_IFALIAS))
+            found.append((name, unpack_from("i", body, 4)[0], int.from_bytes(fields.get(IFLA_MASTER, b""), "little"), alias))
         return found
 
     def routes(self) -> list[tuple[int, int, int]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from utsuwa.kernel import ffi as ctypes
 from utsuwa.kernel.door import SYSCALLS, announce, call_libc, call_os, flag_names, is_real, label, libc, look, show
 from utsuwa.kernel.namespace import CLONE
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 def remove_tree(dirfd: int, name: str) -> None:
     """Remove `name` beneath `dirfd`, file or tree. Idempotent: what is gone already is fine. Raises OSError for what will not go.
 
-    A directory that cannot be read (overlay's work/work is mode 000) is made ours first.
+    A tree of any depth costs two descriptors and no recursion: directories that hold something are moved up into `name` and emptied there, so
+    that a container cannot nest them deeper than we can follow. One that cannot be read (overlay's work/work is mode 000) is made ours first.
     """
     try:
         os.unlink(name, dir_fd=dirfd)
@@ -30,22 +33,50 @@ def _remove_directory(dirfd: int, name: str) -> None:
         pass
     else:
         return
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    top = _open(dirfd, name)
     try:
-        fd = os.open(name, flags, dir_fd=dirfd)
+        waiting = _empty(top, top, 0)
+        number = len(waiting)
+        while waiting:
+            below = waiting.pop()
+            fd = _open(top, below)
+            try:
+                found = _empty(fd, top, number)
+            finally:
+                os.close(fd)
+            os.rmdir(below, dir_fd=top)
+            number += len(found)
+            waiting += found
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=dirfd)
+
+
+def _open(dirfd: int, name: str) -> int:
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=dirfd)
     except PermissionError:
         os.chmod(name, 0o700, dir_fd=dirfd)
-        fd = os.open(name, flags, dir_fd=dirfd)
-    try:
-        with os.scandir(fd) as entries:
-            children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        if children and not os.fstat(fd).st_mode & 0o200:
-            os.fchmod(fd, 0o700)
-        for child, is_directory in children:
-            if is_directory:
-                _remove_directory(fd, child)
-            else:
-                remove_tree(fd, child)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dirfd)
+        return os.open(name, _DIRECTORY, dir_fd=dirfd)
+
+
+def _empty(fd: int, top: int, number: int) -> list[str]:
+    """Remove what is in a directory; directories that hold something are moved to `top` under new names, which are returned."""
+    with os.scandir(fd) as entries:
+        children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    if children and not os.fstat(fd).st_mode & 0o200:
+        os.fchmod(fd, 0o700)
+    moved = []
+    for child, is_directory in children:
+        if not is_directory:
+            remove_tree(fd, child)
+            continue
+        try:
+            os.rmdir(child, dir_fd=fd)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            new = f".removing-{os.urandom(4).hex()}-{number + len(moved)}"
+            os.rename(child, new, src_dir_fd=fd, dst_dir_fd=top)
+            moved.append(new)
+    return moved

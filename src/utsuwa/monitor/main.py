@@ -15,14 +15,15 @@ from utsuwa.errors import CommandError, UtsuwaError
 from utsuwa.kernel import credential, process
 from utsuwa.kernel.door import label
 from utsuwa.ledger import because
-from utsuwa.monitor.clients import Client, Stdin
-from utsuwa.monitor.log import Log
-from utsuwa.monitor.serve import Server
 from utsuwa.runtime import create, handshake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket
+
+    from utsuwa.monitor.clients import Client, Stdin
+    from utsuwa.monitor.log import Log
+    from utsuwa.monitor.serve import Server
 
     Spec = dict[str, object]
 
@@ -61,9 +62,10 @@ class Monitor:
         self._own(message[2])
         try:
             ours, theirs = self._streams()
-            self.attempt = create.create(self.config, self.bundle, theirs)
+            self.attempt = create.create(self.config, self.bundle, theirs, self.book.fd)
             for fd in set(theirs):
                 os.close(fd)
+            self._prepare()
             self._follow_init()
         except UtsuwaError as error:
             self._failed(type(error).__name__, str(error), error.exit_code)
@@ -78,12 +80,12 @@ class Monitor:
         fcntl.flock(self.lock_fd, fcntl.LOCK_EX)
         self.ledger_fd = os.open(directory + "/ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         ledger.use(ledger.Ledger("monitor", ledger.to_file(self.ledger_fd)))
+        self.book = ledger.Memory("init")
         with because("orphans of the container become the monitor's, which reaps them", "prctl(2), PR_SET_CHILD_SUBREAPER", 1):
             credential.prctl(credential.PR_SET_CHILD_SUBREAPER, 1)
 
     def _streams(self) -> tuple[dict[int, str], tuple[int, ...]]:
         spec: Spec = self.config["process"]  # type: ignore[assignment]
-        self.log = Log(str(self.bundle["directory"]) + "/log")
         if spec.get("terminal"):
             return {}, ()
         out, out_theirs = os.pipe2(os.O_CLOEXEC)
@@ -95,9 +97,15 @@ class Monitor:
         self.streams = {out: "stdout", err: "stderr"}
         return self.streams, (in_theirs, out_theirs, err_theirs)
 
+    def _prepare(self) -> None:
+        """Make ready what the running container needs, while init works on the other core."""
+        from utsuwa.monitor import clients, serve  # noqa: F401 - loaded now, used in `run`
+        from utsuwa.monitor.log import Log
+
+        self.log = Log(str(self.bundle["directory"]) + "/log")
+
     def _follow_init(self) -> None:
         """Take init's ledger lines until it waits for START. Raises what it failed with."""
-        self.init_ledger = ledger.Ledger("init", ledger.to_file(self.ledger_fd))
         sock = self.attempt.sock
         assert sock is not None
         while True:
@@ -105,14 +113,13 @@ class Monitor:
             if message is None:
                 raise _lost(self.attempt.pid)
             if message[0] == handshake.READY:
+                self.book.take(self.ledger_fd)
                 return
             self._from_init(message)
 
     def _from_init(self, message: tuple[str, object, list[int]]) -> None:
         kind, body, fds = message
-        if kind == handshake.LEDGER:
-            self.init_ledger.write(body)  # type: ignore[arg-type]
-        elif kind == handshake.TTY:
+        if kind == handshake.TTY:
             self._stdin_fd = label(fds[0], "terminal")
             self.streams = {fds[0]: "stdout"}
         elif kind == handshake.FAILED:
@@ -120,6 +127,7 @@ class Monitor:
             raise CommandError(text, code) if name == "CommandError" else _error(name, text)
 
     def _failed(self, kind: str, text: str, code: int) -> None:
+        self.book.take(self.ledger_fd)
         create.destroy(self.attempt)
         try:
             if self.engine is not None:
@@ -154,6 +162,9 @@ class Monitor:
             self._failed("RuntimeFailure", "cannot start the container: its first process is gone", 125)
         self.attempt.sock.close()
         self.attempt.sock = None
+        self.book.take(self.ledger_fd)
+        from utsuwa.monitor.serve import Server
+
         self.server = Server(self)
         self._write_state("running")
 
@@ -161,6 +172,11 @@ class Monitor:
 
     def run(self) -> None:
         """The event loop, until the container has ended and its output is drained."""
+        import gc
+
+        from utsuwa.monitor.clients import Stdin
+
+        gc.enable()  # off for the start, which makes no garbage worth looking for
         reading, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _nothing)
@@ -178,6 +194,8 @@ class Monitor:
 
     def _keep_owner(self) -> None:
         """From now on the caller is a client like others, but for what its going means."""
+        from utsuwa.monitor.clients import Client
+
         assert self.engine is not None and self.server is not None
         self.owner = Client(self.engine, self.poll, owner=True)
         self.owner.attached = bool(self.bundle.get("attached"))

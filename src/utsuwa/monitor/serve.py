@@ -151,7 +151,7 @@ class Server:
         monitor = self.monitor
         ours, theirs = handshake.pair()
         pidfd = process.pidfd_open(monitor.attempt.pid)
-        entry = enter.Entry(spec, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs)
+        entry = enter.Entry(spec, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs, monitor.book.fd)
         with because("one more process for the container; it joins from a fork, so the monitor never leaves its own namespaces", "setns(2)", 1):
             middle = process.fork("exec", lambda: enter.main(entry))
         for each in (*fds, pidfd):
@@ -160,6 +160,7 @@ class Server:
         pid, failure = self._follow(client, ours)
         ours.close()
         os.waitpid(middle, 0)
+        monitor.book.take(monitor.ledger_fd)
         if failure is not None or not pid:
             self.tell(client, handshake.FAILED, failure or ("RuntimeFailure", "cannot enter the container: it is gone", 125))
             return
@@ -174,8 +175,6 @@ class Server:
             kind, body, fds = message
             if kind == handshake.PID:
                 pid = body  # type: ignore[assignment]
-            elif kind == handshake.LEDGER:
-                self.monitor.init_ledger.write(body)  # type: ignore[arg-type]
             elif kind == handshake.TTY:
                 self.tell(client, handshake.TTY, None, tuple(fds))
             elif kind == handshake.FAILED:

@@ -14,7 +14,7 @@ from utsuwa.kernel.door import announce, close
 from utsuwa.ledger import because
 from utsuwa.runtime.handshake import socketpair_fds
 
-_BOOT = "import sys; sys.path.append(sys.argv[1]); from utsuwa.monitor.main import main; main(int(sys.argv[2]))"
+_BOOT = "import gc, sys; gc.disable(); sys.path.append(sys.argv[1]); from utsuwa.monitor.main import main; main(int(sys.argv[2]))"
 
 
 def spawn() -> tuple[int, int]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from utsuwa.state.db import Database
 
 DEFAULT = "bridge"
+ALIAS = "utsuwa"
+"""A bridge's alias is this, its subnet, and the run directory of its engine."""
 # Docker's own come from 172.17–31 upwards and 192.168: taken from the far end, the two rarely meet.
 POOLS = tuple((address_number(f"172.{n}.0.0"), 16) for n in (30, 31, 29, 28, 27, 26, 25, 24)) + tuple((address_number(f"192.168.{n}.0"), 20) for n in (224, 208, 192))
 POOLS += tuple((address_number(f"10.{n}.0.0"), 16) for n in (213, 214, 215, 216))
@@ -45,7 +47,8 @@ def default(db: Database) -> NetworkRecord:
 def _choose() -> NetworkRecord:
     sock = netlink.Netlink()
     try:
-        names = {name for name, _, _ in sock.links()}
+        _drop_orphans(sock)
+        names = {name for name, _, _, _ in sock.links()}
         routes = sock.routes()
     finally:
         sock.close()
@@ -54,6 +57,23 @@ def _choose() -> NetworkRecord:
         if not any(_overlap(subnet, prefix, to, length) for to, length, _ in routes):
             return NetworkRecord(DEFAULT, link, subnet, prefix)
     raise Conflict("cannot choose a subnet for network bridge: this host has routes to all of 172.24–31, 192.168.192–239 and 10.213–216")
+
+
+def _drop_orphans(sock: netlink.Netlink) -> None:
+    """Remove bridges whose engine's run directory is gone and that no container is on: a deleted engine's, which nobody else will miss.
+
+    An engine that is only out of sight (another mount namespace) makes its bridge again at its next start.
+    """
+    links = sock.links() if is_real() else []
+    masters = {master for _, _, master, _ in links}
+    for name, index, _, alias in links:
+        word, _, rest = alias.partition(" ")
+        cidr, _, run_dir = rest.partition(" ")
+        if word == ALIAS and run_dir and index not in masters and not os.path.isdir(run_dir):
+            subnet, _, prefix = cidr.partition("/")
+            firewall.remove(NetworkRecord(DEFAULT, name, address_number(subnet), int(prefix)))
+            with because("this bridge belongs to an engine whose state is gone", "bridge(8)", 4):
+                sock.send(netlink.link_delete(name, (errno.ENODEV,)))
 
 
 def _overlap(first: int, first_prefix: int, second: int, second_prefix: int) -> bool:
@@ -130,7 +150,7 @@ def _make(network: NetworkRecord, run_dir: str) -> int:
     try:
         _check_free(sock, network)
         with because(f"network {network.name}: a switch on the host, whose own address is the containers' gateway", "bridge(8)", 4):
-            sock.send(netlink.link_add_bridge(network.link, (errno.EEXIST,)))
+            sock.send(netlink.link_add_bridge(network.link, (errno.EEXIST,)), netlink.link_set_alias(network.link, f"{ALIAS} {network.cidr} {run_dir}"))
             index = netlink.index_of(network.link)
             _settings(network)
             address = network.gateway.to_bytes(4, "big")

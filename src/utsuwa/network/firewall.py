@@ -110,25 +110,26 @@ def pass_foreign(network: NetworkRecord) -> None:
 def remove(network: NetworkRecord) -> None:
     """Take the network's bridge out of every rule; the table goes with the last one. Idempotent."""
     with because("the network is removed", "nft(8)", 4):
-        for text in _removal(network):
+        stands = nftables.chain_policy("utsuwa", "forward") is not None
+        for text in ([f"delete element {TABLE} {element}" for element in _elements(network)] if stands else []) + _foreign_rules(network):
             try:
                 nftables.run(text)
-            except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-        if "elements" not in nftables.listing(f"list set {TABLE} bridges") and nftables.chain_policy("utsuwa", "forward") is not None:
+            except FileNotFoundError:
+                continue
+        if stands and "elements" not in nftables.listing(f"list set {TABLE} bridges"):
             nftables.run(f"delete table {TABLE}")
 
 
-def _removal(network: NetworkRecord) -> list[str]:
-    texts = ["\n".join(f"delete element {TABLE} {element}" for element in _elements(network))] if nftables.chain_policy("utsuwa", "forward") is not None else []
+def _foreign_rules(network: NetworkRecord) -> list[str]:
+    """Return the commands that undo `pass_foreign`."""
+    commands = []
     for chain in ("DOCKER-USER", "FORWARD"):
         if nftables.chain_mentions("filter", chain, network.link):
             for line in nftables.listing(f"list chain ip filter {chain}", handles=True).splitlines():
                 rule, _, handle = line.rpartition(" # handle ")
                 if rule.strip().startswith((f'iifname "{network.link}" ', f'oifname "{network.link}" ')):
-                    texts.append(f"delete rule ip filter {chain} handle {handle}")
-    return texts
+                    commands.append(f"delete rule ip filter {chain} handle {handle}")
+    return commands
 
 
 # ------------------------------------------------------------------------------------------------------- published ports

@@ -23,7 +23,7 @@ from utsuwa.kernel import files, mount, namespace, netlink
 from utsuwa.kernel.door import is_real, label, labels
 from utsuwa.ledger import because
 from utsuwa.network import bridge, firewall
-from utsuwa.spec.network import SYSCTLS, Binding, NetworkRecord, address_text
+from utsuwa.spec.network import Binding, NetworkRecord, address_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,8 +126,11 @@ def pin(run_dir: str, sandbox: str) -> str:
 
 
 def set_up(network: NetworkRecord, sandbox: str, address: int, path: str, host: netlink.Netlink, index: int) -> None:
-    """Plug this thread's namespace, pinned on `path`, into the bridge with `index`; `host` is a socket of the host's namespace."""
-    write_sysctls()
+    """Plug this thread's namespace, pinned on `path`, into the bridge with `index`; `host` is a socket of the host's namespace.
+
+    Docker's own sysctls (low ports, ping groups) are in config.json, as at Docker: any runtime sets them, and a user's `--sysctl` goes before.
+    """
+    _write("/proc/sys/net/ipv6/conf/default/accept_ra", "0", "no router advertisement redirects the container's traffic: CVE-2020-10749", "ip-sysctl")
     name = veth_name(sandbox)
     descriptor = label(os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC), path)
     try:
@@ -149,14 +152,8 @@ def set_up(network: NetworkRecord, sandbox: str, address: int, path: str, host: 
         inside.close()
 
 
-def write_sysctls() -> None:
-    """Set what Docker sets in a new network namespace, in this thread's. Keys this kernel lacks are left out."""
-    _write("/proc/sys/net/ipv6/conf/default/accept_ra", "0", "no router advertisement redirects the container's traffic: CVE-2020-10749", "ip-sysctl")
-    for key, value in SYSCTLS.items():
-        _write("/proc/sys/" + key.replace(".", "/"), value, "low ports and ping need no capability inside: the namespace is the container's own", "ip-sysctl; Docker")
-
-
 def _write(path: str, value: str, why: str, ref: str) -> None:
+    """Set a value of this thread's namespace; one that the kernel lacks (no IPv6) is left out."""
     with because(why, ref, 4):
         try:
             files.write_file(path, value)
@@ -247,11 +244,11 @@ def _leftovers(run_dir: str, known: Collection[str]) -> list[tuple[str, Callable
     found += [(f"network namespace {netns_path(run_dir, name)}", lambda what: unpin(what, run_dir), name) for name in sorted(pins) if name not in known]
     sock = netlink.Netlink()
     try:
-        all_links = sock.links()
+        links_now = sock.links()
     finally:
         sock.close()
     own = bridge.indexes(run_dir)
-    found += [(f"link {name}", _cut, name) for name, _, master in all_links if master in own and name.startswith("uts") and name not in links]
+    found += [(f"link {name}", _cut, name) for name, _, master, _ in links_now if master in own and name.startswith("uts") and name not in links]
     return found
 
 

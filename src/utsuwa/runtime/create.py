@@ -57,15 +57,18 @@ def mount_overlay(overlay: Spec) -> int:
             close(context)
 
 
-def create(config: Spec, bundle: Spec, stdio: tuple[int, ...]) -> Attempt:
-    """Start making the container; init's progress comes over `attempt.sock`. Raises RuntimeFailure; then `destroy` undoes."""
+def create(config: Spec, bundle: Spec, stdio: tuple[int, ...], book_fd: int = -1) -> Attempt:
+    """Start making the container; init's progress comes over `attempt.sock`, its ledger lines into the memfd `book_fd`.
+
+    Raises RuntimeFailure with everything undone.
+    """
     attempt = Attempt()
     plan = init.Plan()
     linux: Spec = config["linux"]  # type: ignore[assignment]
     plan.config, plan.stdio, plan.place, plan.in_userns = config, stdio, str(bundle["place"]), bool(bundle["in_userns"])
     plan.masks, plan.filter, plan.filter_text = bundle["masks"], bundle["filter"], str(bundle["filter_text"])  # type: ignore[assignment]
     plan.last_capability = int(bundle["last_capability"])  # type: ignore[call-overload]
-    plan.groups = cgroup.discover()
+    plan.groups, plan.book_fd = cgroup.discover(), book_fd
     try:
         if linux.get("cgroupsPath"):
             attempt.directories = plan.groups.directories(str(linux["cgroupsPath"]))

@@ -36,17 +36,17 @@ def namespaces(config: Spec) -> int:
 class Entry:
     """What an exec needs: `spec` (an OCI `process`, the walls beside it), `flags` the namespaces to join, `pidfd` of the container's init."""
 
-    __slots__ = ("directories", "flags", "pidfd", "process", "sock", "stdio", "walls")
+    __slots__ = ("book_fd", "directories", "flags", "pidfd", "process", "sock", "stdio", "walls")
 
-    def __init__(self, spec: Spec, flags: int, pidfd: int, directories: dict[str, str], stdio: tuple[int, ...], sock: socket) -> None:
+    def __init__(self, spec: Spec, flags: int, pidfd: int, directories: dict[str, str], stdio: tuple[int, ...], sock: socket, book_fd: int) -> None:
         self.process: Spec = spec["process"]  # type: ignore[assignment]
         self.walls: Spec = spec["walls"]  # type: ignore[assignment]
-        self.flags, self.pidfd, self.directories, self.stdio, self.sock = flags, pidfd, directories, stdio, sock
+        self.flags, self.pidfd, self.directories, self.stdio, self.sock, self.book_fd = flags, pidfd, directories, stdio, sock, book_fd
 
 
 def main(entry: Entry) -> None:
     """Join, fork, report the pid, leave. A failure goes up the pipe."""
-    ledger.use(ledger.Ledger("init", init.up_the_pipe(entry.sock)))  # type: ignore[arg-type]
+    ledger.use(ledger.Ledger("init", ledger.to_memory(entry.book_fd)))
     try:
         _join(entry)
     except UtsuwaError as error:
@@ -58,13 +58,7 @@ def main(entry: Entry) -> None:
 def _join(entry: Entry) -> None:
     with because("until the program runs, nobody in the container may look into this process", "CVE-2016-9962", 6):
         credential.prctl(credential.PR_SET_DUMPABLE, 0)
-    keep = sorted({*entry.stdio, entry.pidfd, entry.sock.fileno()})
-    last = 2
-    for fd in keep:
-        if fd > last + 1:
-            process.close_range(last + 1, fd - 1, 0)
-        last = max(last, fd)
-    process.close_range(last + 1, 0xFFFFFFFF, 0)
+    init.keep_only({*entry.stdio, entry.pidfd, entry.book_fd, entry.sock.fileno()})
     if entry.directories:
         cgroup.enter(entry.directories)
     with because("see what the container sees: all of its namespaces at once", "setns(2), pidfd", 1):

@@ -9,7 +9,7 @@ Create and start:
       │                                                                         joins pinned namespaces; unshares
       │                                                                         the rest, cgroup last
       │                                    ◀──────────────────── PID(pid) ──── forks PID 1
-      │                                    ◀──────────────────── LEDGER… ───── mounts, /dev, pivot_root, masks,
+      │                                                        (ledger: memfd) mounts, /dev, pivot_root, masks,
       │                                    ◀──────────────────── TTY(fd) ───── console, bounding set, seccomp, ids
       │ ◀──────────── CREATED(pid) ─────── ◀──────────────────── READY ─────── waits
       │ START ───────────────────────────▶ GO ────────────────────────────────▶ execve; its end closes
@@ -43,7 +43,7 @@ CREATE, START, DONE, INPUT, END_INPUT, RESIZE, ATTACH, EXEC, WAIT, SIGNAL = "cre
 # monitor → engine
 CREATED, RUNNING, OUTPUT, EXITED, FAILED, TAKEN = "created", "running", "output", "exited", "failed", "taken"
 # init → monitor, and the one answer
-PID, LEDGER, TTY, READY, GO = "pid", "ledger", "tty", "ready", "go"
+PID, TTY, READY, GO = "pid", "tty", "ready", "go"
 
 MESSAGE_LIMIT = 65536
 """A longer message travels in a memfd: SOCK_SEQPACKET must fit one into the socket's buffer (212992 bytes by default)."""

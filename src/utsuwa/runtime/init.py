@@ -36,7 +36,7 @@ class Plan:
     `groups` and `directories` are the cgroup hierarchies and this container's group in each; `joins` (descriptor, CLONE_NEW*) pairs.
     """
 
-    __slots__ = ("config", "directories", "filter", "filter_text", "groups", "in_userns", "joins", "last_capability", "masks", "new_network", "place", "root_fd", "sock", "stdio", "unshare")
+    __slots__ = ("book_fd", "config", "directories", "filter", "filter_text", "groups", "in_userns", "joins", "last_capability", "masks", "new_network", "place", "root_fd", "sock", "stdio", "unshare")
 
     def __init__(self) -> None:
         self.config: Spec = {}
@@ -48,25 +48,17 @@ class Plan:
         self.joins: list[tuple[int, int]] = []
         self.unshare = 0
         self.root_fd, self.place = -1, ""
+        self.book_fd = -1
         self.in_userns = self.new_network = False
         self.last_capability = 40
         self.sock: socket | None = None
-
-
-def up_the_pipe(sock: socket) -> object:
-    """Return a ledger sink that sends lines to the monitor, which stamps and writes them."""
-
-    def sink(_ledger: Ledger, line: Line) -> None:
-        handshake.send(sock, handshake.LEDGER, line)
-
-    return sink
 
 
 def main(plan: Plan) -> None:
     """Become the container. Returns only on failure (or where the backend does nothing); the failure has gone up the pipe."""
     sock = plan.sock
     if sock is not None and is_real():
-        ledger.use(ledger.Ledger("init", up_the_pipe(sock)))  # type: ignore[arg-type]
+        ledger.use(ledger.Ledger("init", ledger.to_memory(plan.book_fd)))
     try:
         for step in STEPS:
             step(plan)
@@ -87,9 +79,13 @@ def hide(plan: Plan) -> None:
         credential.prctl(credential.PR_SET_DUMPABLE, 0)
     with because("the container does not outlive its monitor", "prctl(2), PR_SET_PDEATHSIG", 1):
         credential.prctl(credential.PR_SET_PDEATHSIG, 9)
-    keep = sorted({*plan.stdio, *(fd for fd, _ in plan.joins), plan.root_fd, plan.sock.fileno() if plan.sock else 2})
+    keep_only({*plan.stdio, *(fd for fd, _ in plan.joins), plan.root_fd, plan.book_fd, plan.sock.fileno() if plan.sock else 2})
+
+
+def keep_only(keep: set[int]) -> None:
+    """Close every descriptor above 2 but these: nothing of the monitor's is carried into a container. CVE-2024-21626"""
     last = 2
-    for fd in keep:
+    for fd in sorted(keep):
         if fd > last + 1:
             process.close_range(last + 1, fd - 1, 0)
         last = max(last, fd)

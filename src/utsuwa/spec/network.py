@@ -6,9 +6,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     Plain = tuple[str, str, int, int, int, bool]
 
-SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
-"""What Docker sets in every network namespace of its own making, `none` included: ports below 1024 and ICMP echo without capabilities."""
-
 
 def address_text(address: int) -> str:
     """172.30.0.2 for 0xAC1E0002."""
