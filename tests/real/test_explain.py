@@ -18,7 +18,7 @@ echo == pid; echo $$
 echo == namespaces; ls -l /proc/self/ns
 echo == devices; ls -l /dev /dev/pts
 echo == sysctl; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range
-echo == address; ip -o address; ip route
+echo == address; ip -o address; ip route; cat /sys/class/net/*/address
 echo == limits
 for file in memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us pids/pids.max memory.max cpu.max pids.max; do
     [ ! -e /sys/fs/cgroup/$file ] || echo $file $(cat /sys/fs/cgroup/$file)
@@ -37,7 +37,7 @@ def facts(text):
     found["namespaces"] = {name: target == host[name] for name, target in re.findall(r"(\w+) -> (\S+)", found["namespaces"])}
     found["mounts"] = [mount(line) for line in found["mounts"].splitlines()]
     found["devices"] = re.sub(r"\w{3} +\d+ +[\d:]+ |^total.*$", "", found["devices"], flags=re.MULTILINE)
-    found["address"] = re.sub(r"^\d+: |@if\d+|valid_lft.*$|/ether \S+", "", found["address"], flags=re.MULTILINE)
+    found["address"] = re.sub(r"^\d+: |@if\d+|valid_lft.*$", "", found["address"], flags=re.MULTILINE)
     return found
 
 

@@ -38,8 +38,7 @@ class House:
     """The session's directory. `close` removes all that is in it, and every process that still works in it."""
 
     def __init__(self) -> None:
-        if os.geteuid() == 0:
-            sweep()
+        sweep()
         self.path = tempfile.mkdtemp(prefix=PREFIX, dir=_parent())
         os.chmod(self.path, 0o755)  # noqa: S103 - the other lane's user passes through
         self._lock = os.open(self.path + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -59,13 +58,13 @@ def _parent() -> str:
 
 
 def sweep() -> None:
-    """Remove what killed sessions left: users first, since their processes hold the directories."""
-    for entry in pwd.getpwall():
+    """Remove what this user's killed sessions left: users first, since their processes hold the directories."""
+    for entry in pwd.getpwall() if os.geteuid() == 0 else ():
         if os.path.basename(entry.pw_gecos).startswith(PREFIX) and _is_dead(entry.pw_gecos):
             remove_user(entry.pw_name)
     for parent in PARENTS:
         for name in os.listdir(parent) if os.path.isdir(parent) else ():
-            if name.startswith(PREFIX) and os.stat(f"{parent}/{name}").st_uid == 0 and _is_dead(f"{parent}/{name}"):
+            if name.startswith(PREFIX) and os.stat(f"{parent}/{name}").st_uid == os.geteuid() and _is_dead(f"{parent}/{name}"):
                 remove(f"{parent}/{name}")
 
 

@@ -85,6 +85,10 @@ def _main(argv: list[str], seed: Seed | None) -> int:
     from utsuwa.engine.run import run
 
     _check_terminal(options)
+    if options.terminal and not options.detach:
+        from utsuwa.engine import foreground
+
+        options.console = foreground.window(0)
     result = run(where, options, seed, stdin=0, signals=not options.detach)
     if result.code is None:
         if options.detach:

@@ -88,7 +88,7 @@ def leftovers(context: Context, known: set[str], *, repair: bool) -> list[str]:
     found = find(context.paths.run, known)
     for (owner,) in context.db.read("SELECT DISTINCT sandbox FROM lease UNION SELECT DISTINCT sandbox FROM port UNION SELECT id FROM sandbox"):
         if owner not in known:
-            found.append(f"lease of {owner}")
+            found.append(f"lease of {owner!s}")
             if repair:
                 with context.db.write():
                     leases.release(context.db, str(owner))

@@ -28,7 +28,7 @@ def command(options: RunOptions, image: ImageRecord) -> list[str]:
     if options.entrypoint is not None:
         argv = [*options.entrypoint, *args]
     else:
-        argv = [*(entry or []), *(args or image.config.get("Cmd") or [])]  # type: ignore[misc,has-type]
+        argv = [*(entry or []), *(args or image.config.get("Cmd") or [])]  # type: ignore[misc]
     if not argv:
         raise UsageError(f"no command specified: the image {options.image} has none, give one after the image's name")
     if any("\0" in word for word in argv):
@@ -58,6 +58,7 @@ def process(options: RunOptions, image: ImageRecord, hostname: str, user: User, 
         "cwd": options.workdir or str(image.config.get("WorkingDir") or "/"),
         "capabilities": {"bounding": kept, "effective": effective, "permitted": effective},
         "noNewPrivileges": options.no_new_privs,
+        **({"consoleSize": {"height": options.console[0], "width": options.console[1]}} if options.console[0] else {}),
     }
 
 

@@ -10,8 +10,7 @@ import time
 from marshal import dumps as marshal
 
 from utsuwa import ledger
-from utsuwa.engine import config as configuration
-from utsuwa.engine import images, names, network, options as run_options
+from utsuwa.engine import config as configuration, images, names, network, options as run_options
 from utsuwa.errors import BY_NAME, CommandError, Conflict, RuntimeFailure, UsageError, UtsuwaError
 from utsuwa.kernel import process
 from utsuwa.kernel.door import is_real
@@ -23,6 +22,8 @@ from utsuwa.storage import overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from utsuwa.engine.context import Context
     from utsuwa.engine.options import RunOptions
     from utsuwa.engine.seed import Seed
@@ -164,7 +165,7 @@ def reserve(this: Launch) -> None:
     raise Conflict("cannot make up a name that is free; give one with --name")
 
 
-def _name_taken(rows: list[tuple[object, ...]], name: str) -> Conflict:
+def _name_taken(rows: Sequence[tuple[object, ...]], name: str) -> Conflict:
     holder = rows[0][0] if rows else "another"
     return Conflict(f'Conflict. The container name "/{name}" is already in use by container "{holder}". You have to remove (or rename) that container to be able to reuse that name.')
 
@@ -189,7 +190,7 @@ def make_directories(this: Launch) -> None:
     if this.volumes:
         from utsuwa.storage import volumes
 
-        user: dict[str, int] = this.config["process"]["user"]  # type: ignore[index,call-overload]
+        user: dict[str, int] = this.config["process"]["user"]  # type: ignore[index]
         volumes.make(this.context.db, this.context.paths, this.volumes, this.image.layers, this.id, (user["uid"], user["gid"]))
 
 
@@ -268,7 +269,8 @@ def expect(this: Launch, kind: str) -> object:
 
 def failure(body: object) -> UtsuwaError:
     """Return the error that FAILED carries."""
-    name, text, code = body  # type: ignore[misc]
+    answer: tuple[str, str, int] = body  # type: ignore[assignment]
+    name, text, code = answer
     return CommandError(text, code) if name == "CommandError" else BY_NAME.get(name, UtsuwaError)(text)
 
 

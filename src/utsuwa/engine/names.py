@@ -6,7 +6,7 @@ import os
 
 from utsuwa.errors import UsageError
 
-ADJECTIVES = (  # noqa: SIM905 - a list literal would take three times as many lines
+ADJECTIVES = (
     "amber ample apricot autumn bamboo bright brisk calm candid cheerful cinnabar clear cobalt copper coral crisp dappled dewy early earthen "
     "easy even fair fern fine firm fleet fresh gentle gilded glad glazed golden grand honest humble indigo ivory jade jolly keen kind lacquered lively "
     "lucid lunar mellow merry mild misty mossy neat nimble noble novel opal patient pearly plain plucky polished quick quiet rainy ready robust round rustic "
@@ -14,7 +14,7 @@ ADJECTIVES = (  # noqa: SIM905 - a list literal would take three times as many l
 ).split()
 """Colours, surfaces, tempers: nothing that would make a bad name for somebody's production database."""
 
-SURNAMES = (  # noqa: SIM905 - as above
+SURNAMES = (
     "akahori arakawa aida chojiro dohachi doppo eiraku fujimori fukai fukuyama furuta hamada hara hashimoto hayakawa hirata hirose honami hosoi iizuka "
     "ikeda imai inoue ishiguro ito iwamoto kaga kakiemon kaneshige kato kawai kikuchi kimura kinoshita kitazato kiyomizu kodaira koetsu koie kondo kuroda "
     "kusama maezawa matsui mikami miyake mokubei mori nagaoka nakamura nakaya ninsei nishina noguchi noyori oka okada okabe ohno rikyu sakai "

@@ -17,12 +17,13 @@ class RunOptions:
     entrypoint    None keeps the image's, [] clears it
     network       "" for the default: bridge, or none for an ordinary user
     cpus          processors, 0 for no limit;  memory in bytes, 0;  pids_limit 0 or less for none
+    console       (rows, columns) of the caller's terminal, (0, 0) for none
     detach_keys   bytes that let go of an attached terminal
     dry_run       plan only: the ledger is what would be done
     """
 
     __slots__ = (
-        "args", "cap_add", "cap_drop", "cpus", "detach", "detach_keys", "dry_run", "entrypoint", "env", "hostname", "image", "interactive", "memory", "name",
+        "args", "cap_add", "cap_drop", "console", "cpus", "detach", "detach_keys", "dry_run", "entrypoint", "env", "hostname", "image", "interactive", "memory", "name",
         "network", "no_new_privs", "pids_limit", "publish", "read_only", "remove", "seccomp", "terminal", "user", "volumes", "workdir",
     )
 
@@ -39,6 +40,7 @@ class RunOptions:
         self.cpus = 0.0
         self.memory = self.pids_limit = 0
         self.detach_keys = b"\x10\x11"
+        self.console = (0, 0)
         for key, value in given.items():
             if key not in self.__slots__:
                 raise UsageError(f"unknown option {key!r} of run; known are {', '.join(sorted(self.__slots__))}")

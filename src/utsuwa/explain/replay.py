@@ -66,6 +66,7 @@ class Replay:
         self.root: Tree | None = None
         self.attached = self.pivoted = self.executed = self.born = False
         self.slaves: set[str] = set()
+        self.netns: Step | None = None  # the network namespace that the engine makes and pins to a file
         self.split = any(each.who == "init" for each in lines)
         for each in lines:
             self.take(each)
@@ -202,6 +203,10 @@ class Replay:
         if "MS_REMOUNT" in flags:
             self.step("attributes", each, target, ",".join(_options(flags)))
             return
+        if each.text(0).endswith("/ns/net") and self.netns is not None and self.phase(each) == HOST:
+            self.netns.lines.append(each)
+            self.netns.words = (target,)
+            return
         tree = Tree("" if "MS_BIND" in flags else each.text(2), each.text(0), each)
         tree.target, tree.attributes, tree.recursive = target, _options(flags), "MS_REC" in flags
         tree.options = [(key, value if equals else None) for key, equals, value in (word.partition("=") for word in each.text(4).split(",") if word)]
@@ -216,6 +221,17 @@ class Replay:
         self.step(each.call, each)
         self.born = self.born or "init" in each.args
 
+    def unshare(self, each: Line) -> None:
+        if self.phase(each) == HOST and each.flags(0) == ["CLONE_NEWNET"]:
+            self.netns = self.step("netns", each)
+        else:
+            self.step("unshare", each)
+
+    def write(self, each: Line) -> None:
+        # After its unshare the engine's thread sees the new namespace's /proc/sys/net, and has no more to do with the host's. network/sandbox.py
+        inside = self.netns is not None and self.phase(each) == HOST and each.who == "engine" and each.text(0).startswith("/proc/sys/net/")
+        self.step("netns_write" if inside else "write", each, each.text(0), each.text(1), *(self.netns.words if inside and self.netns else ()))
+
     def execve(self, each: Line) -> None:
         self.step("execve", each)
         self.executed = self.phase(each) == INIT
@@ -227,7 +243,7 @@ class Replay:
 _HANDLERS: dict[str, Callable[[Replay, Line], None]] = {
     "fsopen": Replay.fsopen, "fsconfig": Replay.fsconfig, "fsmount": Replay.fsmount, "open_tree": Replay.open_tree, "move_mount": Replay.move_mount,
     "mount_setattr": Replay.mount_setattr, "mount": Replay.mount, "pivot_root": Replay.pivot_root, "clone": Replay.born_as, "fork": Replay.born_as,
-    "execve": Replay.execve, "mkdir": Replay.mkdir,
+    "execve": Replay.execve, "mkdir": Replay.mkdir, "unshare": Replay.unshare, "write": Replay.write,
 }
 
 

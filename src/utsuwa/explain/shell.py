@@ -260,13 +260,37 @@ def _setsid(script: Script, step: Step) -> None:
     script.session = script.session or step.phase == INIT
 
 
+def _netns(script: Script, step: Step) -> None:
+    path = quote(step.words[0])
+    script.part(step).add(step, f": > {path}", f"unshare --net={path} true")
+    script.undo += [f"umount --lazy {path}", f"rm -f {path}"]
+
+
+def _netns_write(script: Script, step: Step) -> None:
+    path, text, netns = step.words
+    script.part(step).add(step, f"nsenter --net={quote(netns)} sh -c {quote(f'echo {quote(text)} > {quote(path)}')}")
+
+
 def _netlink(script: Script, step: Step) -> None:
-    command = "ip " + " ".join(quote(word) for word in step.words[0].removeprefix("ip ").split())
+    """The ledger has ip(8)'s words, behind nsenter(1)'s where it is not the host's namespace. The host's bridge may be there already."""
+    text, alias, name = step.words[0].partition(" alias ")
+    words = [quote(word) for word in text.split()] + (["alias", quote(name)] if alias else [])
+    command = " ".join(words)
+    if words[:2] + words[-2:] == ["ip", "link", "type", "bridge"]:
+        command = f"ip link show {words[3]} > /dev/null 2>&1 || {command}"
+    elif words[:3] == ["ip", "address", "add"]:
+        command = command.replace(" add ", " replace ", 1)
+    if words[:3] == ["ip", "link", "add"] and "veth" in words:
+        script.undo.append(f"ip link delete {words[3]}")
     (script.inside if step.phase == INIT else script.outside).add(step, command)
 
 
 def _nft(script: Script, step: Step) -> None:
-    script.part(step).add(step, "nft -f - <<'NFT'\n" + step.words[0].rstrip("\n") + "\nNFT")
+    """The text as it is. Elements are the container's own and go with it; the table is the engine's and stays."""
+    text = step.words[0].rstrip("\n")
+    script.part(step).add(step, f"nft -f - <<'NFT'\n{text}\nNFT")
+    if all(each.startswith("add element ") for each in text.splitlines()):
+        script.undo += [f"nft {quote(each.replace('add', 'delete', 1))}" for each in text.splitlines()]
 
 
 def _bind(script: Script, step: Step) -> None:
@@ -330,6 +354,6 @@ def _chdir(script: Script, step: Step) -> None:
 _STEPS: dict[str, Callable[[Script, Step], None]] = {
     "root": _mount, "mount": _mount, "attributes": _attributes, "propagation": _propagation, "nothing": _nothing, "pivot_root": _pivot, "umount2": _umount,
     "mkdir": _mkdir, "mknodat": _mknod, "symlinkat": _symlink, "write": _write, "sethostname": _hostname, "clone": _namespaces, "unshare": _namespaces,
-    "setns": _setns, "setsid": _setsid, "netlink": _netlink, "nft": _nft, "bind": _bind, "prctl": _prctl, "seccomp": _seccomp, "setgroups": _groups,
+    "setns": _setns, "netns": _netns, "netns_write": _netns_write, "setsid": _setsid, "netlink": _netlink, "nft": _nft, "bind": _bind, "prctl": _prctl, "seccomp": _seccomp, "setgroups": _groups,
     "setresgid": _gid, "setresuid": _uid, "capset": _capset, "execve": _execve, "chdir": _chdir,
 }

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from utsuwa.explain import Record
 
-    Reason = tuple[int, str, str]
+    Reason = tuple[int, str]
+    Told = dict[Reason, tuple[list[str], list[tuple[str, str]]]]  # a reason's references, and what was done for it
 
 WIDTH = 120
 FEW = 4
@@ -27,7 +28,7 @@ _SHELLS = frozenset({"sh", "ash", "dash", "bash", "ksh", "mksh", "zsh"})
 def tell(lines: list[Record], *, color: bool = False, topic: int = 0) -> str:
     """Return the story, and a warning where a shell at PID 1 would swallow SIGTERM."""
     steps = replay(lines)
-    told: dict[Reason, list[tuple[str, str]]] = {}
+    told: Told = {}
     for step in steps:
         _file(step, told)
     out: list[str] = []
@@ -36,8 +37,8 @@ def tell(lines: list[Record], *, color: bool = False, topic: int = 0) -> str:
         if not reasons or (topic and number != topic):
             continue
         out.append(f"{_paint(f'{number:02} {name}', _BOLD, color)}: {promise}")
-        for (_, why, ref), items in reasons.items():
-            out += _reason(why, ref, items, many=10**6 if topic else FEW, color=color)
+        for (_, why), (refs, items) in reasons.items():
+            out += _reason(why, "; ".join(refs), items, many=10**6 if topic else FEW, color=color)
         out.append("")
     warning = swallows(steps) if topic in (0, 1) else ""
     if warning:
@@ -75,16 +76,18 @@ def _paint(text: str, code: str, color: bool) -> str:
     return f"{code}{text}{_PLAIN}" if color else text
 
 
-def _file(step: Step, told: dict[Reason, list[tuple[str, str]]]) -> None:
+def _file(step: Step, told: Told) -> None:
     """Put a step under the reason of its last line; under an earlier line's other reason only the calls made for that."""
     parts: dict[Reason, list[Line]] = {}
     for each in step.lines:
-        parts.setdefault((each.topic, each.why, each.ref), []).append(each)
+        parts.setdefault((each.topic, each.why), []).append(each)
     last = step.lines[-1]
     for reason, lines in parts.items():
-        whole = reason == (last.topic, last.why, last.ref)
-        text = _SAY.get(step.kind, _plain)(step) if whole else _detached(step)
-        told.setdefault(reason, []).append((_calls(lines), _shorten(text)))
+        whole = reason == (last.topic, last.why)
+        text = _SAY.get(step.kind, _plain)(step) if whole or step.tree is None else _detached(step)
+        refs, items = told.setdefault(reason, ([], []))
+        refs += [ref for ref in dict.fromkeys(each.ref for each in lines) if ref and ref not in refs]
+        items.append((_calls(lines), _shorten(text)))
 
 
 def _calls(lines: list[Line]) -> str:
@@ -191,13 +194,18 @@ def _capset(step: Step) -> str:
     return f"effective and permitted: {' '.join(effective) or 'none'}; inheritable: {' '.join(inheritable) or 'none'}"
 
 
+def _nft(step: Step) -> str:
+    lines = step.words[0].splitlines()
+    return "; ".join(lines[:FEW] + ([f"and {len(lines) - FEW} lines more"] if len(lines) > FEW else []))
+
+
 def _failed(step: Step) -> str:
     return f"{_plain(step)}: {errno_name(step.lines[0].result or 0)}"
 
 
 _SAY: dict[str, Callable[[Step], str]] = {
-    "root": _mount, "mount": _mount, "detached": _detached, "clone": _namespaces, "unshare": _namespaces, "setns": _setns, "write": _write, "prctl": _prctl,
-    "capset": _capset, "failed": _failed, "symlinkat": lambda step: f"{step.words[1]} → {step.words[0]}", "execve": lambda step: join(step.words),
+    "root": _mount, "mount": _mount, "detached": _detached, "clone": _namespaces, "unshare": _namespaces, "setns": _setns, "write": _write, "netns_write": _write, "netns": lambda step: f"new: net, pinned to {step.words[0]}", "prctl": _prctl,
+    "capset": _capset, "nft": _nft, "failed": _failed, "symlinkat": lambda step: f"{step.words[1]} → {step.words[0]}", "execve": lambda step: join(step.words),
     "attributes": lambda step: f"{step.words[0]}: {step.words[1]}", "propagation": lambda step: f"{step.words[0]}: {step.words[1]}",
     "setgroups": lambda step: f"supplementary groups: {step.words[0] or 'none'}", "setresgid": lambda step: f"group {step.words[0]}",
     "setresuid": lambda step: f"user {step.words[0]}", "seccomp": lambda step: f"filter: {step.words[2]}", "umount2": lambda step: f"detach {step.words[0]}",

@@ -59,7 +59,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
     low, high = 0xFFFFFFFF, 32
     data = (_CapData * 2)(
-        (effective & low, permitted & low, inheritable & low), (effective >> high, permitted >> high, inheritable >> high)
+        _CapData(effective & low, permitted & low, inheritable & low), _CapData(effective >> high, permitted >> high, inheritable >> high)
     )
     call_libc("capset", (f"{effective:#x}", f"{permitted:#x}", f"{inheritable:#x}"), "capability sets", _capset, ctypes.byref(header), ctypes.byref(data))
 

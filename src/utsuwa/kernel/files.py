@@ -9,7 +9,7 @@ import os
 import stat
 
 from utsuwa.kernel import ffi as ctypes
-from utsuwa.kernel.door import SYSCALLS, call_os, close, label, labels, libc, look, show
+from utsuwa.kernel.door import SYSCALLS, call_os, close, is_real, label, labels, libc, look, show
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
 IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
@@ -52,7 +52,8 @@ def mknodat(dirfd: int, name: str, mode: int, device: int) -> None:
 
 def fchmodat(dirfd: int, name: str, mode: int) -> None:
     """Set a mode past the umask; part of making the node, so not recorded by itself. fchmodat(2)."""
-    look(lambda: os.chmod(name, mode, dir_fd=dirfd) or 0, what=name)
+    if is_real():
+        os.chmod(name, mode, dir_fd=dirfd)
 
 
 def symlinkat(target: str, dirfd: int, name: str) -> None:

@@ -101,5 +101,5 @@ def mount_setattr(fd: int, path: str, flags: int, attr_set: int, attr_clr: int =
     """Change attributes or propagation of a mount; AT_RECURSIVE in `flags` takes the tree. Raises OSError. mount_setattr(2)."""
     attr = _MountAttr(attr_set, attr_clr, propagation, userns_fd)
     shown = (show(fd), path, flag_names(flags, _TREE), flag_names(attr_set, ATTRIBUTES), flag_names(attr_clr, ATTRIBUTES), flag_names(propagation, _MS))
-    what = path or labels.get(fd, fd)
+    what = path or labels.get(fd, str(fd))
     call_libc("mount_setattr", shown, what, _syscall, _long(SYSCALLS["mount_setattr"]), _long(fd), _bytes(path), _long(flags), ctypes.byref(attr), _long(ctypes.sizeof(attr)))

@@ -31,6 +31,7 @@ _ERRNO = {"No such file or directory": errno.ENOENT, "File exists": errno.EEXIST
 
 _lock = allocate_lock()
 _context: tuple[ctypes.CDLL, int] | None = None
+_owner = 0
 
 
 def run(text: str) -> None:
@@ -62,8 +63,9 @@ def _run(text: str, flags: int = 0) -> str:
 
 
 def _load() -> tuple[ctypes.CDLL, int]:
-    global _context
-    if _context is None:
+    global _context, _owner
+    # A context holds a netlink socket: a forked child that used its parent's would read the parent's answers (libnftnl then calls exit).
+    if _context is None or _owner != os.getpid():
         try:
             library = ctypes.CDLL(SONAME)
         except OSError:
@@ -80,7 +82,7 @@ def _load() -> tuple[ctypes.CDLL, int]:
         context: int = library.nft_ctx_new(0)
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
-        _context = (library, context)
+        _context, _owner = (library, context), os.getpid()
     return _context
 
 

@@ -66,7 +66,7 @@ def _empty(fd: int, top: int, number: int) -> list[str]:
         children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     if children and not os.fstat(fd).st_mode & 0o200:
         os.fchmod(fd, 0o700)
-    moved = []
+    moved: list[str] = []
     for child, is_directory in children:
         if not is_directory:
             remove_tree(fd, child)

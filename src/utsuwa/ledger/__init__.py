@@ -14,8 +14,7 @@ import errno
 import os
 import time
 from _thread import _local
-from marshal import dumps as marshalled
-from marshal import loads
+from marshal import dumps as marshalled, loads
 
 from utsuwa.ledger.encode import dumps
 

@@ -19,7 +19,7 @@ def dumps(value: object) -> str:
     if kind is str:
         return _quote(value)  # type: ignore[arg-type]
     if kind is int:
-        return int.__repr__(value)  # type: ignore[arg-type]
+        return int.__repr__(value)
     if isinstance(value, bytes):
         return _quote(value.decode("utf-8", "surrogateescape"))
     if isinstance(value, (list, tuple)):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import select
 
-from utsuwa.runtime import handshake
-
 import _socket
+
+from utsuwa.runtime import handshake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ class Monitor:
         self.config, self.bundle = message[1]  # type: ignore[misc]
         self._own(message[2])
         try:
-            ours, theirs = self._streams()
+            theirs = self._streams()
             self.attempt = create.create(self.config, self.bundle, theirs, self.book.fd)
             for fd in set(theirs):
                 os.close(fd)
@@ -84,10 +84,11 @@ class Monitor:
         with because("orphans of the container become the monitor's, which reaps them", "prctl(2), PR_SET_CHILD_SUBREAPER", 1):
             credential.prctl(credential.PR_SET_CHILD_SUBREAPER, 1)
 
-    def _streams(self) -> tuple[dict[int, str], tuple[int, ...]]:
+    def _streams(self) -> tuple[int, ...]:
+        """Make the container's streams; returns its ends, none with a terminal, which is made inside."""
         spec: Spec = self.config["process"]  # type: ignore[assignment]
         if spec.get("terminal"):
-            return {}, ()
+            return ()
         out, out_theirs = os.pipe2(os.O_CLOEXEC)
         err, err_theirs = os.pipe2(os.O_CLOEXEC)
         if self.bundle.get("interactive"):
@@ -95,7 +96,7 @@ class Monitor:
         else:
             in_theirs = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self.streams = {out: "stdout", err: "stderr"}
-        return self.streams, (in_theirs, out_theirs, err_theirs)
+        return in_theirs, out_theirs, err_theirs
 
     def _prepare(self) -> None:
         """Make ready what the running container needs, while init works on the other core."""
@@ -123,7 +124,8 @@ class Monitor:
             self._stdin_fd = label(fds[0], "terminal")
             self.streams = {fds[0]: "stdout"}
         elif kind == handshake.FAILED:
-            name, text, code = body  # type: ignore[misc]
+            answer: tuple[str, str, int] = body  # type: ignore[assignment]
+            name, text, code = answer
             raise CommandError(text, code) if name == "CommandError" else _error(name, text)
 
     def _failed(self, kind: str, text: str, code: int) -> None:
@@ -305,7 +307,7 @@ class Monitor:
         environ = {"UTSUWA_ROOT": str(self.bundle["root"]), "UTSUWA_RUNROOT": str(self.bundle["run"]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         if self.bundle.get("rootless"):
             environ["UTSUWA_ROOTLESS"] = str(self.bundle["rootless"])
-        os.execve(sys.executable, argv, environ)  # noqa: S606 - our own interpreter, no shell
+        os.execve(sys.executable, argv, environ)
 
     def _write_state(self, status: str, exit_code: int | None = None, oom: bool = False) -> None:
         from utsuwa.ledger.encode import dumps

@@ -7,13 +7,13 @@ import os
 import select
 from _struct import unpack
 
+import _socket
+
 from utsuwa.kernel import process
 from utsuwa.ledger import because
 from utsuwa.monitor.clients import Client
 from utsuwa.runtime import enter, handshake
 from utsuwa.runtime.terminal import TIOCSWINSZ
-
-import _socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class Server:
         elif kind == handshake.END_INPUT and client.owner:  # an attach that ends leaves the input open for the next
             stdin.end()
         elif kind == handshake.RESIZE and stdin.fd >= 0:
-            rows, columns = body  # type: ignore[misc,has-type]
+            size: tuple[int, int] = body  # type: ignore[assignment]
+            rows, columns = size
             try:
                 fcntl.ioctl(stdin.fd, TIOCSWINSZ, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
             except OSError:  # the terminal is gone

@@ -39,24 +39,31 @@ def default(db: Database) -> NetworkRecord:
         rows = db.read("SELECT record FROM network WHERE name = ?", DEFAULT)
         if rows:
             return NetworkRecord(*marshal.loads(rows[0][0]))  # type: ignore[arg-type]  # noqa: S302
-        record = _choose()
+        record = _choose(str(db.read("PRAGMA database_list")[0][2]))
         db.do("INSERT INTO network (name, record) VALUES (?, ?)", DEFAULT, marshal.dumps(record.plain()))
     return record
 
 
-def _choose() -> NetworkRecord:
+def _choose(database: str) -> NetworkRecord:
     sock = netlink.Netlink()
     try:
         _drop_orphans(sock)
-        names = {name for name, _, _, _ in sock.links()}
         routes = sock.routes()
     finally:
         sock.close()
-    link = next(name for name in (f"utsuwa{n}" for n in range(len(names) + 1)) if name not in names)
     for subnet, prefix in POOLS:
         if not any(_overlap(subnet, prefix, to, length) for to, length, _ in routes):
-            return NetworkRecord(DEFAULT, link, subnet, prefix)
+            return NetworkRecord(DEFAULT, _link_name(database), subnet, prefix)
     raise Conflict("cannot choose a subnet for network bridge: this host has routes to all of 172.24–31, 192.168.192–239 and 10.213–216")
+
+
+def _link_name(database: str) -> str:
+    """Return `utsuwa0` for the system's engine; for one that keeps its state elsewhere a number that follows from where, so that none takes another's."""
+    if database == "/var/lib/utsuwa/state.db":
+        return "utsuwa0"
+    from zlib import crc32
+
+    return f"utsuwa{crc32(database.encode()) % 10**9 or 1}"
 
 
 def _drop_orphans(sock: netlink.Netlink) -> None:

@@ -28,7 +28,7 @@ _JOIN = {"pid": namespace.CLONE_NEWPID, "mount": namespace.CLONE_NEWNS, "uts": n
 def namespaces(config: Spec) -> int:
     """Return the mask of the namespaces that a container has of its own, or joined."""
     flags = 0
-    for item in config["linux"]["namespaces"]:  # type: ignore[index,call-overload]
+    for item in config["linux"]["namespaces"]:  # type: ignore[index]
         flags |= _JOIN[item["type"]]
     return flags
 

@@ -53,7 +53,7 @@ _MOST_FDS = 32
 
 def pair() -> tuple[socket, socket]:
     """Return two connected sockets, close-on-exec. unix(7)."""
-    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)  # type: ignore[attr-defined,no-any-return]
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)  # type: ignore[return-value]
 
 
 def socketpair_fds() -> tuple[int, int]:
@@ -69,7 +69,7 @@ def adopt(descriptor: int) -> socket:
 
 def send(sock: socket, kind: str, body: object = None, fds: tuple[int, ...] = (), flags: int = 0) -> None:
     """Send one message. Raises OSError: EPIPE when the other side is gone, EAGAIN with MSG_DONTWAIT in `flags`. The caller keeps its descriptors."""
-    data = marshal.dumps((kind, body))
+    data = marshal.dumps((kind, body))  # type: ignore[arg-type]
     memfd = -1
     if len(data) > MESSAGE_LIMIT:
         memfd = os.memfd_create("message", os.MFD_CLOEXEC)

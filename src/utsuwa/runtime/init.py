@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from socket import socket
 
     from utsuwa.container.cgroup import Groups
-    from utsuwa.ledger import Ledger, Line
 
     Spec = dict[str, object]
 
@@ -112,7 +111,7 @@ def furnish(plan: Plan) -> None:
     spec_root: Spec = plan.config["root"]  # type: ignore[assignment]
     root = rootfs.Root(plan.root_fd, plan.in_userns)
     rootfs.attach(plan.root_fd, plan.place)
-    rootfs.mount_all(root, plan.config["mounts"], plan.groups, "")  # type: ignore[arg-type]
+    rootfs.mount_all(root, plan.config["mounts"], plan.groups)  # type: ignore[arg-type]
     rootfs.furnish_dev(root, linux.get("devices") or [])  # type: ignore[arg-type]
     if plan.config.get("hostname"):
         with because("the host name it knows itself by", "uts_namespaces(7)", 1):

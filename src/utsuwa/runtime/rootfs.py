@@ -59,7 +59,7 @@ def attach(root_fd: int, place: str) -> None:
     label(root_fd, "/")
 
 
-def mount_all(root: Root, mounts: list[Spec], groups: Groups, cgroup_path: str) -> None:
+def mount_all(root: Root, mounts: list[Spec], groups: Groups) -> None:
     """Make every mount of config.json, in its order. Raises RuntimeFailure naming the destination."""
     for item in mounts:
         destination, kind = str(item["destination"]), str(item.get("type") or "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 
@@ -10,8 +11,6 @@ from utsuwa.kernel import files, mount, process
 from utsuwa.kernel.door import close, is_real
 from utsuwa.ledger import because
 from utsuwa.runtime import handshake
-
-import fcntl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
