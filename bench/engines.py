@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+import world
+
 LIMITS = ("--memory", "64m", "--pids-limit", "100", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
 SLEEPER = "sleeper"
 
@@ -60,6 +62,10 @@ class Engine:
 
     def stop_sleeper(self):
         call([*self.base, "rm", "--force", SLEEPER], self.environ)
+
+    def groups(self):
+        """Return the control groups of its containers."""
+        return world.groups(self.parent)
 
     def leases(self):
         """Return the addresses that are taken, where the engine keeps them in something that can be looked at while it runs."""
@@ -221,6 +227,11 @@ class Utsuwa(Engine):
 
     def sleeper(self):
         return [*self.base, "run", "-d", "--name", SLEEPER, "--memory", "64m", "--pids-limit", "100", "--network", "none", self.image, "sleep", "1000"]
+
+    def groups(self):
+        """Return those of containers that this state directory knows or knew: the parent is shared with every other utsuwa of the machine."""
+        ours = {name.partition(".")[0] for part in ("containers", "ledgers") for name in os.listdir(f"{self.directory}/root/{part}")}
+        return [path for path in world.groups(self.parent) if os.path.basename(path) in ours]
 
     def leases(self):
         return self.database.execute("SELECT network, address FROM lease").fetchall()

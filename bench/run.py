@@ -139,20 +139,25 @@ def interleave(engines, argv, runs, kind):
 
 def timed(engine, argv):
     """Run once; return the seconds until nothing of the container is left in the kernel."""
-    before = (world.groups(engine.parent), world.mounts(), world.links(), engine.leases())
+    before = traces(engine)
     program = shutil.which(argv[0], path=engine.environ["PATH"])
     began = time.perf_counter()
     pid = os.posix_spawn(program, argv, engine.environ, file_actions=NULL)
     _, status = os.waitpid(pid, 0)
     returned = time.perf_counter()
-    while (world.groups(engine.parent), world.mounts(), world.links(), engine.leases()) != before:
+    while (now := traces(engine)) != before:
         if time.perf_counter() > returned + PATIENCE:
-            raise SystemExit(f"bench: {' '.join(argv)} leaves something behind")
+            raise SystemExit(f"bench: {' '.join(argv)} leaves something behind: {[pair for pair in zip(before, now, strict=True) if pair[0] != pair[1]]}")
         time.sleep(0.0002)
     gone = time.perf_counter()
     if status:
         raise SystemExit(f"bench: {' '.join(argv)}: exit code {os.waitstatus_to_exitcode(status)}")
     return gone - began
+
+
+def traces(engine):
+    """Return what a container of the engine has in the kernel and in its books, as something to compare."""
+    return engine.groups(), world.mounts(), world.links(), engine.leases()
 
 
 def settle(at_rest):

@@ -44,7 +44,7 @@ WITH_SITE = frozenset({"site", "_sitebuiltins", "sitecustomize"})
 TOLERATED = frozenset({"struct", "signal", "enum"})
 """Banned for our own use, but here they come with ctypes (struct) and with the handling of signals: paid for once, in a boot that is measured."""
 MONITOR = INTERPRETER | TOLERATED | {
-    "__future__", "ctypes", "_ctypes", "ctypes._endian", "_struct", "_socket", "select", "fcntl", "errno", "resource", "_json",
+    "__future__", "ctypes", "_ctypes", "ctypes._endian", "_struct", "_socket", "select", "fcntl", "errno", "gc", "resource", "_json",
     "types", "functools", "_functools", "collections", "_collections", "itertools", "keyword", "operator", "_operator", "reprlib",
 }
 ENGINE = MONITOR - {"resource"} | WITH_SITE | {"_sqlite3", "_sha256", "_sha2", "termios"}

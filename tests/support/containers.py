@@ -32,6 +32,8 @@ class Box:
 
     def __init__(self, lane, image):
         self.lane, self.image, self._names = lane, image, []
+        if lane("images", "--quiet", image).out == "":
+            lane("pull", "--quiet", image, check=True)
 
     def run(self, *args, options=(), check=True, **more):
         return self.lane("run", "--rm", *STOCK, *options, self.image, *args, check=check, **more)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from support import leaks
 
@@ -38,15 +38,26 @@ class House:
     """The session's directory. `close` removes all that is in it, and every process that still works in it."""
 
     def __init__(self) -> None:
-        sweep()
-        self.path = tempfile.mkdtemp(prefix=PREFIX, dir=_parent())
-        os.chmod(self.path, 0o755)  # noqa: S103 - the other lane's user passes through
-        self._lock = os.open(self.path + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with open_directory(_parent()) as parent:
+            fcntl.flock(parent, fcntl.LOCK_EX)  # one at a time: a directory whose lock is not taken yet would look dead to another session
+            sweep()
+            self.path = tempfile.mkdtemp(prefix=PREFIX, dir=_parent())
+            os.chmod(self.path, 0o755)  # noqa: S103 - the other lane's user passes through
+            self._lock = os.open(self.path + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
         remove(self.path)
         os.close(self._lock)
+
+
+@contextlib.contextmanager
+def open_directory(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _parent() -> str:
@@ -68,11 +79,19 @@ def sweep() -> None:
                 remove(f"{parent}/{name}")
 
 
+def others(mine: str) -> list[str]:
+    """Return the directories of other sessions that are alive; `mine` is this one's, or ""."""
+    paths = [f"{parent}/{name}" for parent in PARENTS if os.path.isdir(parent) for name in os.listdir(parent) if name.startswith(PREFIX)]
+    return [path for path in paths if path != mine and not _is_dead(path)]
+
+
 def _is_dead(path: str) -> bool:
     try:
         lock = os.open(path + "/lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    except PermissionError:  # another user's
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -105,7 +124,8 @@ def remove_networks(path: str) -> None:
             rows = database.execute("SELECT record FROM network").fetchall()
         for (record,) in rows:
             network = NetworkRecord(*marshal.loads(record))
-            firewall.remove(network)
+            with contextlib.suppress(OSError):  # gone already, which an interval set calls EINVAL
+                firewall.remove(network)
             subprocess.run(["ip", "link", "delete", network.link], check=False, stderr=subprocess.DEVNULL)
 
 

@@ -22,10 +22,11 @@ Snapshot = dict[str, frozenset[str]]
 
 
 class Watch:
-    """Where to look. `states` hold ROOT and RUNROOT of engines, engines work beneath `places`, and `ids` are user ids whose processes are all ours."""
+    """Where to look. `states` hold ROOT and RUNROOT of engines, engines work beneath `places`, `ids` are user ids whose
+    processes are all ours, `house` is the session's directory once it is there."""
 
     def __init__(self, states: list[str], places: list[str], ids: list[range]) -> None:
-        self.states, self.places, self.ids = states, places, ids
+        self.states, self.places, self.ids, self.house = states, places, ids, ""
 
     def snapshot(self) -> Snapshot:
         return {
@@ -43,14 +44,18 @@ class Watch:
             found |= engines(place)
         return found
 
-    def settle(self, before: Snapshot) -> list[str]:
-        """Return what differs from `before` once clean-ups under way have had their time."""
+    def settle(self, before: Snapshot, alone: bool) -> list[str]:
+        """Return what differs from `before` once clean-ups under way have had their time; unless `alone`, of this session's own things only."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            lines = difference(before, self.snapshot())
+            lines = [line for line in difference(before, self.snapshot()) if alone or line.split()[1] not in SHARED]
             if not lines or time.monotonic() > deadline:
                 return lines
             time.sleep(0.05)
+
+
+SHARED = ("mount", "link", "nft", "cgroup")
+"""Kinds that belong to the whole machine: while another test session runs, a difference there says nothing about this one."""
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:

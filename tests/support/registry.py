@@ -181,48 +181,48 @@ class Answer:
             self.headers["Content-Length"] = str(len(body) if length is None else length)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        pass
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    fake: "FakeRegistry"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.fake.seen.append((self.path, dict(self.headers)))
+        found = self.fake.routes.get(self.path.partition("?")[0], Answer(b'{"errors":[{"code":"NAME_UNKNOWN","message":"not here"}]}', 404))
+        answer = found(self) if callable(found) else found
+        if answer is None:
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        for key, value in answer.headers.items():
+            self.send_header(key, value)
+        length = answer.headers.get("Content-Length")
+        if length is None or (isinstance(answer.body, bytes) and int(length) != len(answer.body)):
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        try:
+            for chunk in [answer.body] if isinstance(answer.body, bytes) else answer.body:
+                self.wfile.write(chunk)
+        except OSError:
+            self.close_connection = True
+
+
 class FakeRegistry:
     """Answers GETs from `routes` (path → Answer or function of the request); `seen` holds (path, headers) of every request."""
 
     def __init__(self):
         self.routes, self.seen = {}, []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                outer.seen.append((self.path, dict(self.headers)))
-                found = outer.routes.get(self.path.partition("?")[0], Answer(b'{"errors":[{"code":"NAME_UNKNOWN","message":"not here"}]}', 404))
-                answer = found(self) if callable(found) else found
-                if answer is None:
-                    self.close_connection = True
-                    return
-                self.send_response(answer.status)
-                for key, value in answer.headers.items():
-                    self.send_header(key, value)
-                if "Content-Length" not in answer.headers:
-                    self.send_header("Connection", "close")
-                    self.close_connection = True
-                self.end_headers()
-                try:
-                    for chunk in [answer.body] if isinstance(answer.body, bytes) else answer.body:
-                        self.wfile.write(chunk)
-                except OSError:
-                    self.close_connection = True
-                if answer.headers.get("Content-Length") and isinstance(answer.body, bytes) and int(answer.headers["Content-Length"]) != len(answer.body):
-                    self.close_connection = True
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_):
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
         self.address = f"127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()

@@ -191,6 +191,45 @@ def test_the_id_is_a_variable_where_a_shell_expands_it():
     assert "ip link add v$id type dummy\n" in script
 
 
+def network(*, who="engine"):
+    inside = "nsenter --net=/run/netns/x "
+    return [
+        line("nft", "add table ip utsuwa\nadd set ip utsuwa s { type ifname; }", who=who), line("netlink", "ip link add utsuwa0 type bridge", who=who),
+        line("netlink", "ip link set utsuwa0 alias utsuwa of here", who=who), line("netlink", "ip address add 172.26.0.1/16 dev utsuwa0", who=who),
+        line("nft", 'add element ip utsuwa ports { tcp . 80 comment "x" : 172.26.0.2 . 80 }', who=who), line("unshare", "CLONE_NEWNET", who=who),
+        line("mount", "/proc/thread-self/ns/net", "/run/netns/x", None, "MS_BIND", None, who=who),
+        line("netlink", "ip link add utsx up master utsuwa0 type veth peer name eth0 netns /run/netns/x", who=who),
+        line("write", "/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1", who=who), line("netlink", inside + "ip link set eth0 up", who=who),
+        line("netlink", inside + "ip address add 172.26.0.2/16 dev eth0", who=who),
+    ]
+
+
+def test_the_network_is_replayed_by_ip_and_nft():
+    script = check(render([*network(), *ledger()], "shell")).splitlines()
+    in_order = [
+        "nft -f - <<'NFT'", "add table ip utsuwa", "NFT", "ip link show utsuwa0 > /dev/null 2>&1 || ip link add utsuwa0 type bridge",
+        "ip link set utsuwa0 alias 'utsuwa of here'", "ip address replace 172.26.0.1/16 dev utsuwa0", ": > /run/netns/x", "unshare --net=/run/netns/x true",
+        "ip link add utsx up master utsuwa0 type veth peer name eth0 netns /run/netns/x",
+        "nsenter --net=/run/netns/x sh -c 'echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6'", "nsenter --net=/run/netns/x ip link set eth0 up",
+        "nsenter --net=/run/netns/x ip address add 172.26.0.2/16 dev eth0",
+    ]
+    places = [script.index(text) for text in in_order]
+    assert places == sorted(places)
+
+
+def test_the_script_takes_its_own_network_back_and_leaves_the_bridge():
+    script = check(render([*network(), *ledger()], "shell"))
+    undo = script.partition("clean_up() {")[2].partition("}\ntrap")[0]
+    for part in ('nft \'delete element ip utsuwa ports { tcp . 80 comment "x" : 172.26.0.2 . 80 }\'', "ip link delete utsx", "umount --lazy /run/netns/x", "rm -f /run/netns/x"):
+        assert part in undo
+    assert "table" not in undo and "utsuwa0" not in undo
+
+
+def test_a_plan_says_that_it_is_one():
+    assert "# From a plan" in check(render([{**each, "result": None} for each in ledger()], "shell"))
+    assert "# From a plan" not in render(ledger(), "shell")
+
+
 def test_a_script_needs_every_topic():
     with pytest.raises(UsageError, match="leave out --topic"):
         render(ledger(), "shell", topic=4)

@@ -126,3 +126,27 @@ def test_a_plan_has_one_writer_and_no_results(who):
     steps = replay(records)
     assert only(steps, "root").tree.propagation == "private"
     assert (only(steps, "mount").tree.fstype, only(steps, "mount").tree.target, only(steps, "mount").inside) == ("proc", "/proc", True)
+
+
+# ---- the engine's part: a network namespace pinned to a file
+
+def engine_network():
+    path = "/run/netns/x"
+    return [
+        line("write", "/proc/sys/net/ipv4/ip_forward", "1", who="engine"),
+        line("unshare", "CLONE_NEWNET", who="engine"),
+        line("mount", "/proc/thread-self/ns/net", path, None, "MS_BIND", None, who="engine"),
+        line("write", "/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1", who="engine"),
+        line("write", "/sys/fs/cgroup/pids/x/pids.max", "9", who="monitor"),
+    ]
+
+
+def test_a_namespace_made_and_pinned_is_one_step():
+    step = only(replay(engine_network()), "netns")
+    assert (step.words, [each.call for each in step.lines], step.phase) == (("/run/netns/x",), ["unshare", "mount"], HOST)
+
+
+def test_what_the_engine_sets_before_is_the_hosts_and_after_is_the_containers():
+    steps = replay(engine_network())
+    assert [step.words[0] for step in steps if step.kind == "write"] == ["/proc/sys/net/ipv4/ip_forward", "/sys/fs/cgroup/pids/x/pids.max"]
+    assert only(steps, "netns_write").words == ("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1", "/run/netns/x")

@@ -50,6 +50,7 @@ log-driver log-opt mac-address memory-reservation memory-swap memory-swappiness 
 oom-score-adj pid platform privileged publish-all P pull quiet q restart runtime shm-size sig-proxy stop-signal stop-timeout storage-opt sysctl tmpfs
 ulimit use-api-socket userns uts volume-driver volumes-from
 """.split())
+NO_NETWORK = "utsuwa: note: it has no network: until rootless networking comes, an ordinary user's default is --network none; --network host shares this machine's"
 USAGE = "utsuwa run [OPTIONS] IMAGE [COMMAND] [ARG...]"
 SUMMARY = """Create and run a new container from an image. Built in, without any registry: `hello`, which tells what just happened, and `host`, a copy-on-write
 view of this machine's own root (other file systems mounted below it appear empty)."""
@@ -89,12 +90,22 @@ def _main(argv: list[str], seed: Seed | None) -> int:
         from utsuwa.engine import foreground
 
         options.console = foreground.window(0)
-    result = run(where, options, seed, stdin=0, signals=not options.detach)
+    # Whoever sits at a terminal is told first; else last, so that an error stays one line.
+    without_network = where.rootless and not options.network
+    if without_network and options.terminal:
+        _tell(NO_NETWORK)
+    result = run(where, options, seed, stdin=0, signals=not options.detach, progress=_tell)
+    if without_network and not options.terminal:
+        _tell(NO_NETWORK)
     if result.code is None:
         if options.detach:
             print(result.id)
         return 0
     return result.code
+
+
+def _tell(line: str) -> None:
+    os.write(2, f"{line}\n".encode())
 
 
 def translate(given: Options, words: list[str]) -> RunOptions:

@@ -11,7 +11,7 @@ from marshal import dumps as marshal
 
 from utsuwa import ledger
 from utsuwa.engine import config as configuration, images, names, network, options as run_options
-from utsuwa.errors import BY_NAME, CommandError, Conflict, RuntimeFailure, UsageError, UtsuwaError
+from utsuwa.errors import BY_NAME, CommandError, Conflict, ImageError, RuntimeFailure, UsageError, UtsuwaError
 from utsuwa.kernel import process
 from utsuwa.kernel.door import is_real
 from utsuwa.ledger import because
@@ -22,7 +22,7 @@ from utsuwa.storage import overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from utsuwa.engine.context import Context
     from utsuwa.engine.options import RunOptions
@@ -59,11 +59,14 @@ class Launch:
         return self.context.paths.container(self.id)
 
 
-def launch(context: Context, options: RunOptions, seed: Seed) -> Launch:
-    """Make and start a container; returns when its program runs. On any failure everything is undone before the error is raised."""
+def launch(context: Context, options: RunOptions, seed: Seed, progress: Callable[[str], None] | None = None) -> Launch:
+    """Make and start a container; returns when its program runs. On any failure everything is undone before the error is raised.
+
+    `progress` takes the lines that tell of a pull.
+    """
     this = Launch(context, options, seed)
     with ledger.recording(seed.book):
-        this.image = images.resolve(context, options.image)
+        this.image = images.resolve(context, options.image, progress)
         decide(this)
         try:
             for step in STEPS:
@@ -151,8 +154,7 @@ def reserve(this: Launch) -> None:
                     "INSERT INTO container VALUES (?,?,?,?,?,?,?,?,?,?)", this.id, this.name, this.image.id, options.image, this.created, "creating",
                     os.getpid(), process.start_time(os.getpid()), str(this.bundle["boot"]), b"",
                 )
-                for chain in this.image.layers:
-                    db.do("INSERT OR IGNORE INTO container_layer VALUES (?,?)", this.id, chain)
+                _claim_layers(this)
                 this.sandbox.reserve(db)
                 db.do("UPDATE container SET record=? WHERE id=?", marshal(record(this)), this.id)
         except IntegrityError as error:
@@ -163,6 +165,15 @@ def reserve(this: Launch) -> None:
         else:
             return
     raise Conflict("cannot make up a name that is free; give one with --name")
+
+
+def _claim_layers(this: Launch) -> None:
+    """Refer to the image's layers, so that no removal takes them. Inside the transaction: a removal that came first is seen here."""
+    db, chains = this.context.db, set(this.image.layers)
+    for chain in chains:
+        db.do("INSERT INTO container_layer VALUES (?,?)", this.id, chain)
+    if len(db.read("SELECT 1 FROM layer WHERE chain IN (SELECT chain FROM container_layer WHERE container=?)", this.id)) != len(chains):
+        raise ImageError(f"cannot run {this.options.image}: the image was removed just now; try again")
 
 
 def _name_taken(rows: Sequence[tuple[object, ...]], name: str) -> Conflict:

@@ -29,17 +29,18 @@ class Result:
 
 def run(
     context: Context, options: RunOptions, seed: Seed | None = None, *,
-    stdin: int = -1, output: Callable[[str, bytes], None] = foreground.to_streams, signals: bool = False,
+    stdin: int = -1, output: Callable[[str, bytes], None] = foreground.to_streams, signals: bool = False, progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Run a container. Detached: returns once its program runs. Else: follows it, and removes or settles it at the end.
 
-    `stdin` is a descriptor to feed it from, `output` takes (stream, bytes), `signals` whether this process's signals are passed on (main thread only).
+    `stdin` is a descriptor to feed it from, `output` takes (stream, bytes), `signals` whether this process's signals are passed on (main thread only),
+    `progress` takes the lines that tell of a pull.
     Raises UtsuwaError with everything undone.
     """
     seed = seed or Seed()
     try:
         recover.recover(context)
-        this = launch.launch(context, options, seed)
+        this = launch.launch(context, options, seed, progress)
         if options.detach:
             _leave(context, this.id)
             return Result(this.id, None)

@@ -35,6 +35,9 @@ _HEAD = """\
 # load a seccomp filter, and keep peers out of this process while it waits (PR_SET_DUMPABLE).
 set -eu
 """
+_PLAN = """\
+# From a plan: nothing was made and nothing looked at, so that directories to mount on, and paths to hide, are only supposed to be there.
+"""
 _TOOLS = """\
 # Once the host's files are out of sight, its programs still have to run: by their own loader and libraries, found from the host's root.
 tools=$(for tool in mount umount setpriv env; do ldd "$(command -v $tool)"; done)
@@ -50,7 +53,8 @@ def tell(lines: list[Record], *, color: bool = False, topic: int = 0) -> str:  #
     script = Script()
     for step in replay(lines):
         script.add(step)
-    return script.text()
+    text = script.text()
+    return text if any(line["result"] is not None for line in lines) else text.replace("set -eu\n", _PLAN + "set -eu\n", 1)
 
 
 class Part:
@@ -313,6 +317,8 @@ def _prctl(script: Script, step: Step) -> None:
         script.walls.add(step)
     elif name == "PR_SET_PDEATHSIG":
         script.unshare.append("--kill-child")
+        if any(word.startswith("--reuid") for word in script.setpriv):  # a change of ids cleared it. prctl(2)
+            _wall(script, step, "--pdeathsig=KILL")
     elif name == "PR_SET_NO_NEW_PRIVS":
         _wall(script, step, "--no-new-privs")
     elif name == "PR_CAP_AMBIENT" and number == 2:

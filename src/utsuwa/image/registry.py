@@ -98,13 +98,9 @@ class Registry:
         """Yield the blob from `at` to where the connection ends; raises _Dropped where that is too early."""
         response = self._get(f"blobs/{descriptor.digest}", {"Range": f"bytes={at}-"} if at else {})
         skip = at if response.status == 200 else 0  # a server without ranges starts over
-        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
-            raise RegistryError(f"registry {self.name} resumes {short(descriptor.digest)} at another place than asked")
-        length = response.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) != descriptor.size - (at - skip):
-            raise IntegrityError(f"{short(descriptor.digest)} is not what was promised: {int(length) + at - skip} bytes instead of {descriptor.size}")
         whole = False
         try:
+            self._check_length(response, descriptor, at, at - skip)
             for chunk in _chunks(response):
                 if skip >= len(chunk):
                     skip -= len(chunk)
@@ -117,6 +113,14 @@ class Registry:
             (response.release_conn if whole else response.close)()
         if not whole:
             raise _Dropped("the connection ended early")
+
+    def _check_length(self, response: BaseHTTPResponse, descriptor: Descriptor, at: int, start: int) -> None:
+        """Check what the headers say of a part that should begin at `at` (a resumed one) and does at `start`."""
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
+            raise RegistryError(f"registry {self.name} resumes {short(descriptor.digest)} at another place than asked")
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and int(length) != descriptor.size - start:
+            raise IntegrityError(f"{short(descriptor.digest)} is not what was promised: {int(length) + start} bytes instead of {descriptor.size}")
 
     # ----------------------------------------------------------------------------------------- requests
 

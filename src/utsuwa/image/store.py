@@ -294,8 +294,11 @@ def sweep(paths: Paths, db: Database) -> None:
 
 def sweep_stages(paths: Paths) -> None:
     """Remove what killed pulls left: the cheap part of `sweep`, done by each pull."""
-    for path in _dead_stages(paths):
+    dead = _dead_stages(paths)
+    for path in dead:
         _discard(paths, path)
+    if dead:
+        empty_trash(paths)
 
 
 # ----------------------------------------------------------------------------------------------------------- OCI layout

@@ -27,7 +27,7 @@ NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE, NLA_F_NESTED = 1, 2, 0x8000
 CTA_TUPLE_ORIG, CTA_FILTER, CTA_TUPLE_PROTO, CTA_PROTO_NUM, CTA_PROTO_DST_PORT, CTA_FILTER_ORIG_FLAGS = 1, 25, 2, 1, 3, 1
 CTA_FILTER_F_CTA_PROTO_NUM, CTA_FILTER_F_CTA_PROTO_DST_PORT = 1 << 3, 1 << 5
 NFT_CTX_OUTPUT_HANDLE = 1 << 3
-_ERRNO = {"No such file or directory": errno.ENOENT, "File exists": errno.EEXIST, "Operation not permitted": errno.EPERM, "Operation not supported": errno.EOPNOTSUPP}
+_ERRNO = {"No such file or directory": errno.ENOENT, "element does not exist": errno.ENOENT, "File exists": errno.EEXIST, "Operation not permitted": errno.EPERM, "Operation not supported": errno.EOPNOTSUPP}
 
 _lock = allocate_lock()
 _context: tuple[ctypes.CDLL, int] | None = None

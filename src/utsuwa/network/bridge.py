@@ -45,11 +45,12 @@ def default(db: Database) -> NetworkRecord:
 
 
 def _choose(database: str) -> NetworkRecord:
-    sock = netlink.Netlink()
+    sock, lock = netlink.Netlink(), _lock()
     try:
         _drop_orphans(sock)
         routes = sock.routes()
     finally:
+        os.close(lock)
         sock.close()
     for subnet, prefix in POOLS:
         if not any(_overlap(subnet, prefix, to, length) for to, length, _ in routes):
@@ -140,12 +141,21 @@ def ensure(network: NetworkRecord, run_dir: str) -> int:
     index = netlink.index_of(network.link)
     if not is_real() or (index and _read(marker_path(run_dir, network)) == _marker(network, index) and firewall.is_set_up(network)):
         return index
-    lock = os.open(f"{run_dir}/locks/network-{network.name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _lock()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         return _make(network, run_dir)
     finally:
         os.close(lock)
+
+
+def _lock() -> int:
+    """Lock this thread's network namespace, by the file that stands for it: against other commands and other engines on the same host. flock(2).
+
+    The table is shared: without it one engine could find no bridge left and delete the table that another has just entered itself into.
+    """
+    descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def _make(network: NetworkRecord, run_dir: str) -> int:
@@ -192,6 +202,14 @@ def _check_free(sock: netlink.Netlink, network: NetworkRecord) -> None:
 
 def remove(network: NetworkRecord, run_dir: str) -> None:
     """Remove the bridge and its rules from the host; containers on it lose their link to it. Idempotent. The database keeps the record."""
+    lock = _lock()
+    try:
+        _unmake(network, run_dir)
+    finally:
+        os.close(lock)
+
+
+def _unmake(network: NetworkRecord, run_dir: str) -> None:
     try:
         os.unlink(marker_path(run_dir, network))
     except FileNotFoundError:

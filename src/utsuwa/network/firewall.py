@@ -11,7 +11,7 @@ import errno
 from utsuwa.errors import DependencyMissing, RuntimeFailure
 from utsuwa.kernel import nftables
 from utsuwa.ledger import because
-from utsuwa.spec.network import Binding, NetworkRecord, address_text
+from utsuwa.spec.network import Binding, NetworkRecord, address_number, address_text
 
 TABLE = "ip utsuwa"
 
@@ -70,7 +70,7 @@ def _elements(network: NetworkRecord) -> list[str]:
 
 
 def setup(network: NetworkRecord) -> None:
-    """Make the table and enter the network's bridge. Idempotent, one transaction. Raises RuntimeFailure, DependencyMissing."""
+    """Make the table and enter the network's bridge. Idempotent. Raises RuntimeFailure, DependencyMissing."""
     with because("containers leave through the host's address, and nobody reaches them but through published ports", "nft(8); RFC 3022", 4):
         _transaction(setup_text(network), f"set up address translation for network {network.name}")
     pass_foreign(network)
@@ -111,6 +111,7 @@ def remove(network: NetworkRecord) -> None:
     """Take the network's bridge out of every rule; the table goes with the last one. Idempotent."""
     with because("the network is removed", "nft(8)", 4):
         stands = nftables.chain_policy("utsuwa", "forward") is not None
+        delete([entry for _, address, entry in published() if network.holds(address_number(address))] if stands else [])
         for text in ([f"delete element {TABLE} {element}" for element in _elements(network)] if stands else []) + _foreign_rules(network):
             try:
                 nftables.run(text)
@@ -150,13 +151,11 @@ def publish(bindings: list[Binding], address: int, owner: str) -> None:
     text = "\n".join(f"add element {TABLE} {element(binding, address, owner)}" for binding in bindings)
     with because("published ports lead to the container: the kernel rewrites the destination, no proxy copies data", "nft(8), dnat; Docker, port publishing", 4):
         try:
-            nftables.run(text)
+            _transaction(text, "publish ports")
         except FileExistsError:
             keys = {_key(binding) for binding in bindings}
             delete([entry for _, _, entry in published() if entry in keys])
             _transaction(text, "publish ports")
-        except OSError as error:
-            raise RuntimeFailure(f"cannot publish ports: {error.strerror}") from None
     _forget_flows(bindings)
 
 
@@ -165,14 +164,23 @@ def unpublish(bindings: list[Binding], address: int, owner: str) -> None:
     if not bindings:
         return
     with because("the container is gone: its published ports lead nowhere", "nft(8)", 4):
-        for binding in bindings:
-            entry = element(binding, address, owner)
-            try:  # added first, so that deleting does not fail for what is not there: `destroy` is nftables 1.0.7 and Linux 6.3
-                nftables.run(f"add element {TABLE} {entry}\ndelete element {TABLE} {entry}")
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EEXIST):  # no table; or the port leads to someone else by now
-                    raise
+        # Added first, so that deleting does not fail for what is not there: `destroy` is nftables 1.0.7 and Linux 6.3.
+        texts = [f"add element {TABLE} {entry}\ndelete element {TABLE} {entry}" for entry in (element(binding, address, owner) for binding in bindings)]
+        if not _done("\n".join(texts)) and len(texts) > 1:
+            for text in texts:
+                _done(text)
     _forget_flows(bindings)
+
+
+def _done(text: str) -> bool:
+    """Run a transaction; False where the table is gone, or a port leads to someone else by now."""
+    try:
+        nftables.run(text)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _forget_flows(bindings: list[Binding]) -> None:
@@ -210,9 +218,12 @@ def delete(entries: list[str]) -> None:
 
 
 def _transaction(text: str, what: str) -> None:
+    """Apply a transaction, or say what could not be done and why. What exists already stays FileExistsError."""
     try:
         nftables.run(text)
     except DependencyMissing as error:
         raise DependencyMissing(f"cannot {what}: {str(error).partition(': ')[2]}") from None
+    except FileExistsError:
+        raise
     except OSError as error:
         raise RuntimeFailure(f"cannot {what}: {error.strerror}; does this kernel have nf_tables with nat and fib?") from None

@@ -52,7 +52,7 @@ def mount_overlay(overlay: Spec) -> int:
             mount.fsconfig(context, mount.FSCONFIG_CMD_CREATE)
             return mount.fsmount(context, 0)
         except OSError as error:
-            raise RuntimeFailure(f"cannot mount the root file system: {error.strerror}; overlay with lowerdir+ needs Linux 6.5") from None
+            raise RuntimeFailure(f"cannot mount the root file system: {error.strerror}; overlay with lowerdir+ needs Linux 6.7") from None
         finally:
             close(context)
 

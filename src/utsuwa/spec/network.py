@@ -34,6 +34,10 @@ class NetworkRecord:
         """172.30.0.0/16."""
         return f"{address_text(self.subnet)}/{self.prefix}"
 
+    def holds(self, address: int) -> bool:
+        """Whether an address is one of the subnet's."""
+        return address >> (32 - self.prefix) == self.subnet >> (32 - self.prefix)
+
     def plain(self) -> Plain:
         """What marshal keeps; `NetworkRecord(*plain)` is the record again."""
         return self.name, self.link, self.subnet, self.prefix, self.gateway, self.internal
