@@ -84,4 +84,13 @@ BY_NAME: dict[str, type[UtsuwaError]] = {
         SpecError, DependencyMissing, PermissionDenied, RuntimeFailure,
     )
 }
-"""What crosses a process boundary by name (the worker's and the monitor's answers); CommandError carries its code besides."""
+"""What crosses a process boundary by name (the worker's and the monitor's answers)."""
+
+
+def carried(answer: object) -> UtsuwaError:
+    """Return the error that crossed a process boundary as (class name, text, exit code)."""
+    parts: tuple[str, str, int] = answer  # type: ignore[assignment]
+    name, text, code = parts
+    error: UtsuwaError = CommandError(text, code) if name == "CommandError" else BY_NAME.get(name, UtsuwaError)(text)
+    error.exit_code = code
+    return error

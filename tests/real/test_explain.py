@@ -127,6 +127,15 @@ def test_another_command_can_be_given(made, lane_dir):
     assert (done.returncode, done.stdout) == (7, "a b\n"), done.stderr
 
 
+@by_root
+def test_the_script_of_a_removed_container_says_what_it_lacks(utsuwa, lane_dir):
+    utsuwa("run", "--rm", "--network", "none", IMAGE, "true", check=True)
+    with open(f"{lane_dir}/by-hand.sh", "w") as file:
+        file.write(utsuwa("explain", "--last", "--format", "shell", check=True).out)
+    done = subprocess.run(["sh", f"{lane_dir}/by-hand.sh"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (1, "") and "the files of a removed container went with it" in done.stderr
+
+
 # ---- the command
 
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     from utsuwa.cli.main import context
     from utsuwa.engine import options as run_options
     from utsuwa.engine.exec import Exec, run
-    from utsuwa.engine.run import note_modules
+    from utsuwa.ledger import note_modules
 
     if given.on("tty") and given.on("interactive") and not given.on("detach") and not os.isatty(0):
         raise UsageError("the input device is not a TTY; leave out -t, or -i")
@@ -40,5 +40,5 @@ def main(argv: list[str]) -> int:
 
         wanted.detach_keys = detach_keys(given.text("detach-keys"))
     code = run(context(), wanted, stdin=0, signals=True)
-    note_modules()
+    note_modules("engine")
     return code

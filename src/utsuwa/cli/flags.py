@@ -20,7 +20,7 @@ class Flag:
         self.default = default if default is not None else {BOOL: False, TEXT: "", LIST: None, INT: 0}[kind]
 
 
-class Help(Exception):  # noqa: N818 - not an error: the user asked for it
+class Help(Exception):
     """--help was given: `str()` is the text to print."""
 
 

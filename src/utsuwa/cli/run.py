@@ -11,8 +11,8 @@ from utsuwa.errors import UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from utsuwa.engine.context import Context
-    from utsuwa.engine.seed import Seed
     from utsuwa.engine.options import RunOptions
+    from utsuwa.engine.seed import Seed
 
 FLAGS = (
     Flag("cap-add", kind=LIST, help="Add Linux capabilities"),
@@ -156,7 +156,7 @@ def _security(words: list[str], options: RunOptions) -> None:
 
 
 def detach_keys(text: str) -> bytes:
-    """Return the bytes of `ctrl-p,ctrl-q`: letters, or ctrl- and one of a-z @ [ \\ ] ^ _. Raises UsageError."""
+    """Return the bytes of `ctrl-p,ctrl-q`: letters, or ctrl- and one of a-z, @, brackets, backslash, ^, _. Raises UsageError."""
     out = bytearray()
     for part in text.split(",") if text else ():
         letter = part.removeprefix("ctrl-")

@@ -85,7 +85,7 @@ def _mount(destination: str, kind: str, *options: str, source: str = "") -> Spec
 
 def mapped(number: int, which: str = "gid") -> bool:
     """Whether our user namespace knows this group id (or `which="uid"`, user id). user_namespaces(7)"""
-    with open(f"/proc/self/{which}_map", encoding="ascii") as file:
+    with open(f"/proc/self/{which}_map", "rb") as file:
         return any(int(first) <= number < int(first) + int(count) for first, _, count in (line.split() for line in file))
 
 

@@ -8,11 +8,9 @@ from marshal import loads
 
 from utsuwa.container import user as users
 from utsuwa.engine import containers, foreground
-from utsuwa.engine.launch import failure
-from utsuwa.errors import Conflict, UsageError, UtsuwaError
+from utsuwa.errors import Conflict, UsageError, UtsuwaError, carried
 from utsuwa.kernel import files
 from utsuwa.runtime import handshake
-from utsuwa.security import capabilities, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +46,7 @@ def run(context: Context, wanted: Exec, *, stdin: int = -1, output: Callable[[st
     try:
         known: Spec = loads(context.db.read("SELECT record FROM container WHERE id=?", row.id)[0][0])  # type: ignore[arg-type] # noqa: S302 - our own database, 0700
         pid = _container_pid(context, row.id)
-        spec = {"process": _process(known, wanted, pid), "walls": {}}
-        spec["walls"] = _walls(context, known, spec["process"])
+        spec = _process(known, wanted, pid)
         session = _Session(wanted, stdin, output)
         with session:
             handshake.send(sock, handshake.EXEC, spec, session.theirs)
@@ -78,7 +75,7 @@ def _container_pid(context: Context, container: str) -> int:
 
 
 def _process(known: Spec, wanted: Exec, pid: int) -> Spec:
-    base: Spec = known["config"]["process"]  # type: ignore[index,call-overload]
+    base: Spec = known["config"]["process"]  # type: ignore[index]
     user: dict[str, object] = base["user"]  # type: ignore[assignment]
     environ = [*base["env"]]  # type: ignore[misc]
     if wanted.user:
@@ -91,7 +88,7 @@ def _process(known: Spec, wanted: Exec, pid: int) -> Spec:
     environ = [entry for entry in environ if str(entry).partition("=")[0] not in names] + wanted.env
     if any("\0" in word for word in wanted.args):
         raise UsageError("invalid command: a word contains a NUL character")
-    kept = base["capabilities"]["bounding"]  # type: ignore[index,call-overload]
+    kept = base["capabilities"]["bounding"]  # type: ignore[index]
     effective = kept if not user["uid"] else []
     return {
         **base, "terminal": wanted.terminal, "args": wanted.args, "env": environ, "user": user, "cwd": wanted.workdir or base["cwd"],
@@ -125,19 +122,6 @@ def _container_file(pid: int, path: str) -> bytes | None:
             os.close(reading)
     finally:
         os.close(fd)
-
-
-def _walls(context: Context, known: Spec, process: Spec) -> Spec:
-    from utsuwa.engine.config import masks
-
-    kept: list[str] = process["capabilities"]["bounding"]  # type: ignore[index,call-overload]
-    bundle: Spec = known["bundle"]  # type: ignore[assignment]
-    confined = bool(bundle["filter_text"])
-    return {
-        "masks": masks(kept, process["user"]["uid"]),  # type: ignore[index,call-overload]
-        "filter": seccomp.default_program(kept, context.paths.root + "/seccomp") if confined else b"",
-        "filter_text": bundle["filter_text"], "last_capability": capabilities.last(),
-    }
 
 
 class _Session:
@@ -185,7 +169,7 @@ class _Session:
                 self.into = fds[0]
                 self.out = {self.into: "stdout"}
             elif kind == handshake.FAILED:
-                raise failure(body)
+                raise carried(body)
             elif kind == handshake.RUNNING:
                 self.pid = body  # type: ignore[assignment]
                 return
@@ -270,7 +254,8 @@ class _Direct(foreground.Relay):
         if kind == handshake.RESIZE:
             import fcntl
 
-            rows, columns = body  # type: ignore[misc]
+            size: tuple[int, int] = body  # type: ignore[assignment]
+            rows, columns = size
             fcntl.ioctl(session.into, 0x5414, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
             return False
         return super()._send(kind, (body, session.pid)) if kind == handshake.SIGNAL else super()._send(kind, body)

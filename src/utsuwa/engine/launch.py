@@ -11,7 +11,7 @@ from marshal import dumps as marshal
 
 from utsuwa import ledger
 from utsuwa.engine import config as configuration, images, names, network, options as run_options
-from utsuwa.errors import BY_NAME, CommandError, Conflict, ImageError, RuntimeFailure, UsageError, UtsuwaError
+from utsuwa.errors import Conflict, ImageError, RuntimeFailure, UsageError, UtsuwaError, carried
 from utsuwa.kernel import process
 from utsuwa.kernel.door import is_real
 from utsuwa.ledger import because
@@ -272,17 +272,10 @@ def expect(this: Launch, kind: str) -> object:
     if message is None:
         raise RuntimeFailure("cannot make the container: its monitor ended unexpectedly; is memory short?")
     if message[0] == handshake.FAILED:
-        raise failure(message[1])
+        raise carried(message[1])
     if message[0] != kind:
         raise RuntimeFailure(f"cannot make the container: its monitor answered {message[0]} instead of {kind}")
     return message[1]
-
-
-def failure(body: object) -> UtsuwaError:
-    """Return the error that FAILED carries."""
-    answer: tuple[str, str, int] = body  # type: ignore[assignment]
-    name, text, code = answer
-    return CommandError(text, code) if name == "CommandError" else BY_NAME.get(name, UtsuwaError)(text)
 
 
 def undo(this: Launch) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from utsuwa import ledger
 from utsuwa.engine import foreground, launch, recover
 from utsuwa.engine.seed import Seed
@@ -54,7 +51,7 @@ def run(
         _done(seed)
         return Result(this.id, outcome.code, oom=outcome.oom)
     finally:
-        note_modules()
+        ledger.note_modules("engine")
         seed.drop()
 
 
@@ -69,14 +66,3 @@ def _done(seed: Seed) -> None:
         handshake.send(seed.sock, handshake.DONE)
     except OSError:  # lost: the clean-up was ours all the same
         return
-
-
-def note_modules() -> None:
-    """Tell the budget test which modules this process has loaded, where it asks (UTSUWA_MODULES names a file)."""
-    path = os.environ.get("UTSUWA_MODULES")
-    if path:
-        from utsuwa.ledger.encode import dumps
-
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        os.write(fd, (dumps({"who": "engine", "modules": sorted(sys.modules)}) + "\n").encode())
-        os.close(fd)

@@ -19,7 +19,7 @@ import signal
 import sys
 from _thread import allocate_lock
 
-from utsuwa.errors import BY_NAME, CommandError, RuntimeFailure, UtsuwaError
+from utsuwa.errors import RuntimeFailure, UtsuwaError, carried
 from utsuwa.kernel import credential, process, userns
 from utsuwa.ledger import because
 from utsuwa.runtime import handshake
@@ -114,11 +114,7 @@ class Remote:
 def _result(kind: str, body: object) -> object:
     if kind != ERROR:
         return _unpack(body)
-    answer: tuple[str, str, int] = body  # type: ignore[assignment]
-    name, text, code = answer
-    failure = CommandError(text, code) if name == "CommandError" else BY_NAME.get(name, UtsuwaError)(text)
-    failure.exit_code = code
-    raise failure
+    raise carried(body)
 
 
 # --------------------------------------------------------------------------------------------------- results across the socket

@@ -100,6 +100,7 @@ class Script:
         self.cwd = "/"
         self.session = False
         self.id = ""
+        self.sources: list[str] = []
 
     def add(self, step: Step) -> None:
         """Take one step into the part that it belongs to. What came after the program started is no part of making it."""
@@ -124,6 +125,9 @@ class Script:
     def _prepare(self) -> list[str]:
         """The command, a place of our own for the root, and what undoes everything at the end."""
         check = [f'[ ! -e {quote(self.groups[-1])} ] || {{ echo "it still has its control groups: stop the container first" >&2; exit 1; }}'] if self.groups else []
+        if self.sources:
+            words = " ".join(quote(path) for path in self.sources)
+            check.append(f'for path in {words}; do [ -e "$path" ] || {{ echo "$path is gone: the files of a removed container went with it" >&2; exit 1; }}; done')
         undo = [*self.undo, *[f"rmdir {quote(group)}" for group in reversed(self.groups)]]
         return [
             f"[ $# -gt 0 ] || set -- {' '.join(quote(word) for word in self.argv) or 'sh'}", *([f"id={self.id}"] if self.id else []), *check,
@@ -163,6 +167,8 @@ def _mount(script: Script, step: Step) -> None:
         script.part(step).add(step, " ".join([tool, "-t", tree.fstype, *(["-o", options] if options else []), *propagation, quote(tree.source or "none"), target]))
         return
     source = _path(step, tree.source, inside=tree.source_inside)
+    if not tree.source_inside and not step.pivoted:
+        script.sources.append(tree.source)
     bind = " ".join([tool, "--rbind" if tree.recursive else "--bind", *propagation, source, target])
     if step.pivoted:  # the one mount made after the pivot: the container's terminal, which by hand is the shell's own
         script.part(step).add(step, "# " + bind)

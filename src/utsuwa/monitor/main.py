@@ -11,7 +11,7 @@ import time
 import _signal as signal  # `signal` itself imports enum, 2 ms
 
 from utsuwa import ledger
-from utsuwa.errors import CommandError, UtsuwaError
+from utsuwa.errors import RuntimeFailure, UtsuwaError, carried
 from utsuwa.kernel import credential, process
 from utsuwa.kernel.door import label
 from utsuwa.ledger import because
@@ -124,9 +124,7 @@ class Monitor:
             self._stdin_fd = label(fds[0], "terminal")
             self.streams = {fds[0]: "stdout"}
         elif kind == handshake.FAILED:
-            answer: tuple[str, str, int] = body  # type: ignore[assignment]
-            name, text, code = answer
-            raise CommandError(text, code) if name == "CommandError" else _error(name, text)
+            raise carried(body)
 
     def _failed(self, kind: str, text: str, code: int) -> None:
         self.book.take(self.ledger_fd)
@@ -281,7 +279,7 @@ class Monitor:
         os.close(self.lock_fd)  # all is written: who takes the lock now may clean up
         self.lock_fd = -1
         self.server.close(self.exit_code or 0, oom=oom)
-        note_modules()
+        ledger.note_modules("monitor")
         self.engine = self.owner.sock if self.owner is not None and self.owner.fileno() >= 0 else None
         self._hand_back()
 
@@ -331,25 +329,8 @@ def _nothing(_signal: int, _frame: object) -> None:
     return
 
 
-def _error(name: str, text: str) -> UtsuwaError:
-    from utsuwa.errors import BY_NAME
-
-    return BY_NAME.get(name, UtsuwaError)(text)
-
-
 def _lost(pid: int) -> UtsuwaError:
-    return _error("RuntimeFailure", f"cannot make the container: its first process (pid {pid}) was killed before it was ready")
-
-
-def note_modules() -> None:
-    """Tell the budget test which modules this process has loaded, where it asks (UTSUWA_MODULES names a file)."""
-    path = os.environ.get("UTSUWA_MODULES")
-    if path:
-        from utsuwa.ledger.encode import dumps
-
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        os.write(fd, (dumps({"who": "monitor", "modules": sorted(sys.modules)}) + "\n").encode())
-        os.close(fd)
+    return RuntimeFailure(f"cannot make the container: its first process (pid {pid}) was killed before it was ready")
 
 
 def main(descriptor: int) -> None:

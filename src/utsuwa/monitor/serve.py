@@ -152,7 +152,7 @@ class Server:
         monitor = self.monitor
         ours, theirs = handshake.pair()
         pidfd = process.pidfd_open(monitor.attempt.pid)
-        entry = enter.Entry(spec, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs, monitor.book.fd)
+        entry = enter.Entry(spec, monitor.bundle, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs, monitor.book.fd)
         with because("one more process for the container; it joins from a fork, so the monitor never leaves its own namespaces", "setns(2)", 1):
             middle = process.fork("exec", lambda: enter.main(entry))
         for each in (*fds, pidfd):

@@ -34,14 +34,21 @@ def namespaces(config: Spec) -> int:
 
 
 class Entry:
-    """What an exec needs: `spec` (an OCI `process`, the walls beside it), `flags` the namespaces to join, `pidfd` of the container's init."""
+    """What an exec needs: `spec` an OCI `process`, the container's own `bundle` for its walls, `flags` the namespaces to join, `pidfd` of its init."""
 
     __slots__ = ("book_fd", "directories", "flags", "pidfd", "process", "sock", "stdio", "walls")
 
-    def __init__(self, spec: Spec, flags: int, pidfd: int, directories: dict[str, str], stdio: tuple[int, ...], sock: socket, book_fd: int) -> None:
-        self.process: Spec = spec["process"]  # type: ignore[assignment]
-        self.walls: Spec = spec["walls"]  # type: ignore[assignment]
+    def __init__(self, spec: Spec, bundle: Spec, flags: int, pidfd: int, directories: dict[str, str], stdio: tuple[int, ...], sock: socket, book_fd: int) -> None:
+        self.process, self.walls = spec, bundle
         self.flags, self.pidfd, self.directories, self.stdio, self.sock, self.book_fd = flags, pidfd, directories, stdio, sock, book_fd
+
+
+def _masks(entry: Entry) -> dict[str, int]:
+    """Return the capability sets: the container's bounding set, and all of it in force for root alone, as Docker has it."""
+    bounding: int = entry.walls["masks"]["bounding"]  # type: ignore[index]
+    user: dict[str, int] = entry.process.get("user") or {}  # type: ignore[assignment]
+    effective = 0 if user.get("uid") else bounding
+    return {"bounding": bounding, "effective": effective, "permitted": effective, "inheritable": 0, "ambient": 0}
 
 
 def main(entry: Entry) -> None:
@@ -83,7 +90,7 @@ def _inside(entry: Entry) -> None:
             terminal.use_streams(entry.stdio, entry.process)
         walls.set_limits(entry.process)
         wall = entry.walls
-        walls.build(entry.process, wall["masks"], wall["filter"], str(wall["filter_text"]), int(wall["last_capability"]))  # type: ignore[arg-type,call-overload]
+        walls.build(entry.process, _masks(entry), wall["filter"], str(wall["filter_text"]), int(wall["last_capability"]))  # type: ignore[arg-type,call-overload]
         os.close(entry.pidfd)
         init.run_program(entry.process)
     except UtsuwaError as error:

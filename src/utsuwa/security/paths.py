@@ -47,8 +47,8 @@ def masked() -> list[str]:
 def _possible() -> list[int]:
     """CPU numbers that the kernel may ever bring up: `0-3,8` in a file."""
     try:
-        with open(f"{_CPUS}/possible", encoding="ascii") as file:
-            text = file.read().strip()
+        with open(f"{_CPUS}/possible", "rb") as file:
+            text = file.read().strip().decode()
     except OSError:
         return list(range(os.cpu_count() or 1))
     numbers: list[int] = []

@@ -88,9 +88,11 @@ def _families() -> list[Rule]:
     return [Rule("socket", args=((0, mask, MASKED_EQ, value),)) for mask, value in masks]
 
 
+_ADMIN = "CAP_SYS_ADMIN"
+
+
 def rules() -> list[Rule]:
     """Return every rule, the unconditional one first."""
-    admin = "CAP_SYS_ADMIN"
     return [
         Rule(ALWAYS),
         # Before 4.8 a tracer could change a call after the filter had seen it.
@@ -109,13 +111,13 @@ def rules() -> list[Rule]:
         Rule(
             "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr lsm_list_modules lsm_set_self_attr "
             "mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog umount umount2 unshare",
-            caps=admin,
+            caps=_ADMIN,
         ),
         # A new user namespace gives every capability inside it, and with them the kernel code that most exploits need.
-        Rule("clone", args=((0, _NEW_NAMESPACES, MASKED_EQ, 0),), without=admin, not_arches="s390 s390x"),
-        Rule("clone", args=((1, _NEW_NAMESPACES, MASKED_EQ, 0),), without=admin, arches="s390 s390x"),  # flags come second there
+        Rule("clone", args=((0, _NEW_NAMESPACES, MASKED_EQ, 0),), without=_ADMIN, not_arches="s390 s390x"),
+        Rule("clone", args=((1, _NEW_NAMESPACES, MASKED_EQ, 0),), without=_ADMIN, arches="s390 s390x"),  # flags come second there
         # clone3's flags are in memory, out of a filter's sight: say that it does not exist, and libc takes clone.
-        Rule("clone3", without=admin, errno=_ENOSYS),
+        Rule("clone3", without=_ADMIN, errno=_ENOSYS),
         Rule("reboot", caps="CAP_SYS_BOOT"),
         Rule("chroot", caps="CAP_SYS_CHROOT"),
         Rule("delete_module init_module finit_module", caps="CAP_SYS_MODULE"),
