@@ -64,7 +64,7 @@ class Made:
             file.write(script or self.script)
         outside = 'mount --make-rshared /; cat /proc/self/mountinfo > "$1.before"; sh "$1"; code=$?; cat /proc/self/mountinfo > "$1.after"; exit $code'
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", outside, "sh", path]
-        done = subprocess.run(argv, env=self.lane.environ(), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        done = subprocess.run(argv, env={**self.lane.environ(), "TMPDIR": directory}, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
         with open(path + ".before") as before, open(path + ".after") as after:
             # More than before: fewer is another test's namespace, whose file is gone from here as well.
             return done, bool({mount(line) for line in after} - {mount(line) for line in before})
@@ -123,7 +123,7 @@ def test_another_command_can_be_given(made, lane_dir):
     model = made("--network", "none")
     with open(f"{lane_dir}/by-hand.sh", "w") as file:
         file.write(model.script)
-    done = subprocess.run(["sh", f"{lane_dir}/by-hand.sh", "sh", "-c", "echo $1; exit 7", "sh", "a b"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(["sh", f"{lane_dir}/by-hand.sh", "sh", "-c", "echo $1; exit 7", "sh", "a b"], env=model.lane.environ(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stdout) == (7, "a b\n"), done.stderr
 
 

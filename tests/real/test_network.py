@@ -3,6 +3,7 @@
 Traffic goes through sockets that are made inside a namespace and used from here: a socket belongs to where it was born.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -159,16 +160,23 @@ class Net:
         return self.made[name][0][number].port
 
     def close(self):
-        for server in self.closing:
-            server.close()
-        for name in list(self.made):
-            self.drop(name)
-        bridge.remove(self.network, self.run)
-        ip("netns", "delete", self.tag)
-        deadline = time.monotonic() + 2
-        while os.path.exists(f"/sys/class/net/{self.tag}") and time.monotonic() < deadline:
-            time.sleep(0.005)
-        self.db.close()
+        """Undo all, each step even where another fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.db.close)
+            stack.callback(gone, self.tag)
+            stack.callback(ip, "netns", "delete", self.tag)
+            stack.callback(bridge.remove, self.network, self.run)
+            for name in self.made:
+                stack.callback(self.drop, name)
+            for server in self.closing:
+                stack.callback(server.close)
+
+
+def gone(link):
+    """Wait until a link has gone with its namespace."""
+    deadline = time.monotonic() + 2
+    while os.path.exists(f"/sys/class/net/{link}") and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -186,7 +186,8 @@ def test_words_stay_words():
 
 
 def test_the_id_is_a_variable_where_a_shell_expands_it():
-    script = check(render(ledger(line("netlink", f"ip link add v{ID} type dummy", who="engine"), line("nft", f"add table x{ID}", who="engine"), line("sethostname", f"a {ID}")), "shell"))
+    named = [line("netlink", f"ip link add v{ID} type dummy", who="engine"), line("nft", f"add table x{ID}", who="engine"), line("sethostname", f"a {ID}")]
+    script = check(render(ledger(*named), "shell"))
     assert [text for text in script.splitlines() if ID in text] == [f"id={ID}", f"add table x{ID}", f"hostname 'a {ID}'"]
     assert "ip link add v$id type dummy\n" in script
 

@@ -166,18 +166,33 @@ def test_bindings_are_kept_and_a_dead_owner_is_replaced(db):
     assert leases.bindings_of(db, "dead") == []
 
 
-def test_the_network_is_chosen_once_and_beside_the_hosts_routes(db, monkeypatch):
-    monkeypatch.setattr(bridge.netlink.Netlink, "routes", lambda _: [(address_number("172.30.5.0"), 24, 2), (address_number("172.16.0.0"), 12, 3), (address_number("10.0.0.0"), 8, 4)])
+def routed(monkeypatch, *routes):
+    monkeypatch.setattr(bridge.netlink.Netlink, "routes", lambda _: [(address_number(address), prefix, 2) for address, prefix in routes])
     monkeypatch.setattr(bridge.netlink.Netlink, "links", lambda _: [])
+
+
+def test_the_network_is_chosen_once_and_beside_the_hosts_routes(db, monkeypatch, tmp_path):
+    monkeypatch.setattr(bridge, "SYSTEM", f"{tmp_path}/state.db")
+    routed(monkeypatch, ("172.30.5.0", 24), ("172.16.0.0", 12), ("10.0.0.0", 8))
     record = bridge.default(db)
-    assert record.cidr == "192.168.224.0/20" and record.link.startswith("utsuwa") and len(record.link) <= 15
-    monkeypatch.undo()
+    assert (record.cidr, record.link) == ("192.168.224.0/20", "utsuwa0")
+    routed(monkeypatch)
     assert bridge.default(db).plain() == record.plain()
 
 
+def test_an_engine_elsewhere_takes_a_name_and_a_subnet_of_its_own(tmp_path, monkeypatch):
+    routed(monkeypatch)
+    records = []
+    for name in "abcd":
+        database = Database(f"{tmp_path}/{name}")
+        records.append(bridge.default(database))
+        database.close()
+    assert len({record.link for record in records}) == 4 and all(len(record.link) <= 15 for record in records)
+    assert all(record.cidr.startswith("10.2") for record in records)
+
+
 def test_no_subnet_left(db, monkeypatch):
-    monkeypatch.setattr(bridge.netlink.Netlink, "routes", lambda _: [(address_number(f"{net}.0.0.0"), 8, 2) for net in (10, 172, 192)])
-    monkeypatch.setattr(bridge.netlink.Netlink, "links", lambda _: [])
+    routed(monkeypatch, ("10.0.0.0", 8), ("172.0.0.0", 8), ("192.0.0.0", 8))
     with pytest.raises(Conflict, match="cannot choose a subnet for network bridge"):
         bridge.default(db)
     assert db.read("SELECT * FROM network") == []

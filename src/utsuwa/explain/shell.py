@@ -366,6 +366,7 @@ def _chdir(script: Script, step: Step) -> None:
 _STEPS: dict[str, Callable[[Script, Step], None]] = {
     "root": _mount, "mount": _mount, "attributes": _attributes, "propagation": _propagation, "nothing": _nothing, "pivot_root": _pivot, "umount2": _umount,
     "mkdir": _mkdir, "mknodat": _mknod, "symlinkat": _symlink, "write": _write, "sethostname": _hostname, "clone": _namespaces, "unshare": _namespaces,
-    "setns": _setns, "netns": _netns, "netns_write": _netns_write, "setsid": _setsid, "netlink": _netlink, "nft": _nft, "bind": _bind, "prctl": _prctl, "seccomp": _seccomp, "setgroups": _groups,
+    "setns": _setns, "netns": _netns, "netns_write": _netns_write, "setsid": _setsid, "netlink": _netlink, "nft": _nft, "bind": _bind, "prctl": _prctl,
+    "seccomp": _seccomp, "setgroups": _groups,
     "setresgid": _gid, "setresuid": _uid, "capset": _capset, "execve": _execve, "chdir": _chdir,
 }

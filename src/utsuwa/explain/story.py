@@ -57,9 +57,9 @@ def swallows(steps: list[Step]) -> str:
         flag = next((index for index, word in enumerate(argv[1:-1], 1) if re.fullmatch("-[a-z]*c", word)), 0)
         if path.rpartition("/")[2] not in _SHELLS or not flag or not _stays(argv[flag + 1]):
             return ""
-        command = argv[flag + 1]
+        command = argv[flag + 1] if len(argv[flag + 1]) < 40 else argv[flag + 1][:37] + "…"
         return (
-            f"{path} is PID 1 and has no handler for SIGTERM, which the kernel then drops for PID 1; nor does it pass it on to what `{command if len(command) < 40 else command[:37] + '…'}` starts. "
+            f"{path} is PID 1 and has no handler for SIGTERM, which the kernel then drops for PID 1; nor does it pass it on to what `{command}` starts. "
             "`utsuwa stop` waits its whole grace period and kills. Write the command as a list (exec form), or put `exec` before it. "
             "[pid_namespaces(7), signals and the init process]"
         )
@@ -104,7 +104,7 @@ def _calls(lines: list[Line]) -> str:
 def _shorten(text: str) -> str:
     """Cut 64-digit ids to twelve, as `utsuwa ps` shows them; keep control characters off the terminal."""
     text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("/./", "/"))
 
 
 def _reason(why: str, ref: str, items: list[tuple[str, str]], *, many: int, color: bool) -> list[str]:
@@ -204,7 +204,8 @@ def _failed(step: Step) -> str:
 
 
 _SAY: dict[str, Callable[[Step], str]] = {
-    "root": _mount, "mount": _mount, "detached": _detached, "clone": _namespaces, "unshare": _namespaces, "setns": _setns, "write": _write, "netns_write": _write, "netns": lambda step: f"new: net, pinned to {step.words[0]}", "prctl": _prctl,
+    "root": _mount, "mount": _mount, "detached": _detached, "clone": _namespaces, "unshare": _namespaces, "setns": _setns, "write": _write, "netns_write": _write,
+    "netns": lambda step: f"new: net, pinned to {step.words[0]}", "prctl": _prctl,
     "capset": _capset, "nft": _nft, "failed": _failed, "symlinkat": lambda step: f"{step.words[1]} → {step.words[0]}", "execve": lambda step: join(step.words),
     "attributes": lambda step: f"{step.words[0]}: {step.words[1]}", "propagation": lambda step: f"{step.words[0]}: {step.words[1]}",
     "setgroups": lambda step: f"supplementary groups: {step.words[0] or 'none'}", "setresgid": lambda step: f"group {step.words[0]}",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import sys
 
 from utsuwa import ledger
 from utsuwa.kernel.door import look, prototype
@@ -104,6 +105,7 @@ class Stage:
         self.path = ""
 
     def __enter__(self) -> Stage:
+        _spread(f"{self._paths.root}/layers")
         while True:
             self.path = f"{self._paths.root}/layers/{STAGE}{os.urandom(8).hex()}"
             os.mkdir(self.path, 0o700)
@@ -181,6 +183,26 @@ class Stage:
                 return self._move(name, target, what)
             return [what]
         return []
+
+
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x20000
+
+
+def _spread(directory: str) -> None:
+    """Let ext4 put each directory made in `directory` in a part of the disk of its own (chattr +T). ioctl_iflags(2).
+
+    Else it puts a new image where one was just removed, and looks past each inode freed in the last seconds again for every file: a
+    pull soon after an rmi takes twice as long. Idempotent; other file systems have no such flag and no such trouble.
+    """
+    fd = os.open(directory, _DIRECTORY)
+    try:
+        flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)), sys.byteorder)
+        if not flags & _FS_TOPDIR_FL:
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags | _FS_TOPDIR_FL).to_bytes(8, sys.byteorder))
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 _syncfs = prototype("syncfs", ctypes.c_int)

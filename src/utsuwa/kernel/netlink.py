@@ -89,7 +89,7 @@ def link_set_up(name: str) -> Message:
 
 def link_set_alias(name: str, alias: str) -> Message:
     """Give a link a text of at most 255 bytes that says whose it is. Idempotent."""
-    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + attribute(IFLA_IFALIAS, alias.encode()[:255]), f"ip link set {name} alias '{alias}'")
+    return Message(RTM_NEWLINK, 0, _ifinfo() + _name(IFLA_IFNAME, name) + attribute(IFLA_IFALIAS, alias.encode()[:255]), f"ip link set {name} alias {alias}")
 
 
 def link_delete(name: str, allow: tuple[int, ...] = ()) -> Message:

@@ -6,7 +6,6 @@ have to be cheap on every run do not need it: they ask the kernel over nfnetlink
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from _struct import pack, unpack_from
@@ -15,6 +14,7 @@ from _thread import allocate_lock
 import _socket
 
 from utsuwa.errors import DependencyMissing
+from utsuwa.kernel import ffi as ctypes
 from utsuwa.kernel.door import call_os, is_real
 from utsuwa.kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, attribute, attributes, split
 

@@ -5,8 +5,10 @@ Not recorded: these are files of the engine's own state directory.
 
 from __future__ import annotations
 
+import errno
 import os
 
+_ROUNDS = 100
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -25,14 +27,25 @@ def remove_tree(dirfd: int, name: str) -> None:
 
 
 def _remove_directory(dirfd: int, name: str) -> None:
-    try:
-        os.rmdir(name, dir_fd=dirfd)  # most are empty: one call instead of five
-    except FileNotFoundError:
-        return
-    except OSError:
-        pass
-    else:
-        return
+    """Remove one directory. Another who removes the same at the same time (a command and a monitor's clean-up) is no error for either."""
+    for _ in range(_ROUNDS):
+        try:
+            os.rmdir(name, dir_fd=dirfd)  # most are empty: one call instead of five
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            failure = error
+        else:
+            return
+        try:
+            _empty_tree(dirfd, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # the other was faster, or has just moved something up
+                raise
+    raise failure
+
+
+def _empty_tree(dirfd: int, name: str) -> None:
     top = _open(dirfd, name)
     try:
         waiting = _empty(top, top, 0)
@@ -49,7 +62,6 @@ def _remove_directory(dirfd: int, name: str) -> None:
             waiting += found
     finally:
         os.close(top)
-    os.rmdir(name, dir_fd=dirfd)
 
 
 def _open(dirfd: int, name: str) -> int:

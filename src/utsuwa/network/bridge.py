@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 DEFAULT = "bridge"
 ALIAS = "utsuwa"
 """A bridge's alias is this, its subnet, and the run directory of its engine."""
+SYSTEM = "/var/lib/utsuwa/state.db"
 # Docker's own come from 172.17–31 upwards and 192.168: taken from the far end, the two rarely meet.
 POOLS = tuple((address_number(f"172.{n}.0.0"), 16) for n in (30, 31, 29, 28, 27, 26, 25, 24)) + tuple((address_number(f"192.168.{n}.0"), 20) for n in (224, 208, 192))
-POOLS += tuple((address_number(f"10.{n}.0.0"), 16) for n in (213, 214, 215, 216))
+POOLS += tuple((address_number("10.213.0.0") + (n << 12), 20) for n in range(256))
 
 
 def default(db: Database) -> NetworkRecord:
@@ -52,19 +53,25 @@ def _choose(database: str) -> NetworkRecord:
     finally:
         os.close(lock)
         sock.close()
-    for subnet, prefix in POOLS:
+    link, pools = _preferred(database)
+    for subnet, prefix in pools:
         if not any(_overlap(subnet, prefix, to, length) for to, length, _ in routes):
-            return NetworkRecord(DEFAULT, _link_name(database), subnet, prefix)
-    raise Conflict("cannot choose a subnet for network bridge: this host has routes to all of 172.24–31, 192.168.192–239 and 10.213–216")
+            return NetworkRecord(DEFAULT, link, subnet, prefix)
+    raise Conflict("cannot choose a subnet for network bridge: this host has routes to all of 172.24–31, 192.168.192–239 and 10.213–228")
 
 
-def _link_name(database: str) -> str:
-    """Return `utsuwa0` for the system's engine; for one that keeps its state elsewhere a number that follows from where, so that none takes another's."""
-    if database == "/var/lib/utsuwa/state.db":
-        return "utsuwa0"
+def _preferred(database: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return a name for the bridge and subnets in the order to try: the system's engine has `utsuwa0` and the first pools.
+
+    For one that keeps its state elsewhere both follow from where, so that no two take the same while neither bridge stands.
+    """
+    if database == SYSTEM:
+        return "utsuwa0", POOLS
     from zlib import crc32
 
-    return f"utsuwa{crc32(database.encode()) % 10**9 or 1}"
+    number = crc32(database.encode())
+    turn = len(POOLS) - number % 256
+    return f"utsuwa{number % 10**9 or 1}", POOLS[turn:] + POOLS[:turn]
 
 
 def _drop_orphans(sock: netlink.Netlink) -> None:
