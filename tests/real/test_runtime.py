@@ -36,6 +36,17 @@ def config(directory, args):
     }
 
 
+def bundle(root, directory):
+    names = capabilities.resolve([], [])
+    mask = capabilities.mask(names)
+    return {
+        "id": "c1", "directory": directory, "run_directory": f"{directory}/run", "place": f"{directory}/merged", "in_userns": False,
+        "masks": {"bounding": mask, "effective": mask, "permitted": mask, "inheritable": 0, "ambient": 0}, "filter": seccomp.default_program(names, root),
+        "filter_text": "default", "last_capability": capabilities.last(), "boot": "test", "root": root, "run": root, "package": "", "attached": True,
+        "overlay": {"lower": [f"{root}/fs"], "upper": f"{directory}/upper", "work": f"{directory}/work"},
+    }
+
+
 @pytest.fixture
 def run(tmp_path):
     """Callable: run args in a busybox container; returns (messages by kind, output bytes, ledger lines)."""
@@ -48,19 +59,11 @@ def run(tmp_path):
         os.symlink("busybox", f"{tmp_path}/fs/bin/{name}")
 
     def go(*args):
-        names = capabilities.resolve([], [])
-        mask = capabilities.mask(names)
-        bundle = {
-            "id": "c1", "directory": directory, "run_directory": f"{directory}/run", "place": f"{directory}/merged", "in_userns": False,
-            "masks": {"bounding": mask, "effective": mask, "permitted": mask, "inheritable": 0, "ambient": 0}, "filter": seccomp.default_program(names, str(tmp_path)),
-            "filter_text": "default", "last_capability": capabilities.last(), "boot": "test", "root": str(tmp_path), "run": str(tmp_path), "package": "", "attached": True,
-            "overlay": {"lower": [f"{tmp_path}/fs"], "upper": f"{directory}/upper", "work": f"{directory}/work"},
-        }
         descriptor, pid = spawn.spawn()
         os.waitpid(pid, 0)
         sock = handshake.adopt(descriptor)
         sock.settimeout(30)
-        handshake.send(sock, handshake.CREATE, (config(directory, list(args)), bundle))
+        handshake.send(sock, handshake.CREATE, (config(directory, list(args)), bundle(str(tmp_path), directory)))
         seen, output = {}, b""
         while (message := handshake.receive(sock)) is not None:
             kind, body, _ = message

@@ -87,7 +87,7 @@ class Seat:
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        self.process = lane.popen(*args, stdin=slave, stdout=slave, stderr=slave, preexec_fn=sit)  # noqa: PLW1509 - this process has one thread here
+        self.process = lane.popen(*args, stdin=slave, stdout=slave, stderr=slave, preexec_fn=sit)
 
     def size(self, rows, columns):
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))

@@ -7,8 +7,7 @@ import pytest
 
 from utsuwa.cli import inspect as command
 from utsuwa.cli.template import Template, render
-from utsuwa.engine import images
-from utsuwa.engine import inspect as engine
+from utsuwa.engine import images, inspect as engine
 from utsuwa.errors import Conflict, NotFound, NotSupported, UsageError
 
 KNOWN = {

@@ -148,5 +148,5 @@ def test_a_low_port_needs_root(db, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(ports, "_bind", refuse)
-    with pytest.raises(PermissionDenied, match="cannot publish port 81/tcp: permission denied; ports below .* need root"):
+    with pytest.raises(PermissionDenied, match=r"cannot publish port 81/tcp: permission denied; ports below .* need root"):
         ports.reserve(db, ports.parse(["81:80"]))

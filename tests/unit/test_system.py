@@ -7,8 +7,7 @@ import pytest
 
 from utsuwa import __version__
 from utsuwa.cli import system as command
-from utsuwa.engine import containers, recover
-from utsuwa.engine import system as engine
+from utsuwa.engine import containers, leftovers, system as engine
 from utsuwa.engine.context import Context
 from utsuwa.errors import UsageError
 from utsuwa.state.db import Database
@@ -58,7 +57,7 @@ def test_what_a_machine_may_not_tell():
     (["check"], [], 0, ""), (["check"], ["trash x"], 1, "left: trash x\n"), (["check", "--repair"], ["trash x"], 0, "removed: trash x\n"),
 ])
 def test_system_check(house, monkeypatch, capsys, argv, found, code, out):
-    monkeypatch.setattr(recover, "check", lambda _context, *, repair: found if repair == ("--repair" in argv) else None)
+    monkeypatch.setattr(leftovers, "check", lambda _context, *, repair: found if repair == ("--repair" in argv) else None)
     assert command.system(argv) == code and capsys.readouterr().out == out
 
 

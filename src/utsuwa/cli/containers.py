@@ -36,7 +36,7 @@ def attach(argv: list[str]) -> int:
     where = context()
     row = containers.find(where, words[0])
     keys = detach_keys(given.text("detach-keys")) if "detach-keys" in given.given else b"\x10\x11"
-    outcome = control.attach(where, row.id, stdin=-1 if given.on("no-stdin") else 0, keys=keys, signals=given.on("sig-proxy"))
+    outcome = control.attach(where, row.id, stdin=-1 if given.on("no-stdin") else 0, keys=keys, signals=True, proxy=given.on("sig-proxy"))
     return 0 if outcome.detached else outcome.code
 
 

@@ -106,14 +106,19 @@ def _take(command: str, flag: Flag | None, shown: str, value: str | None, words:
             raise UsageError(f"invalid argument {value!r} for {shown}: expected true or false")
         options[flag.name] = value.lower() in ("true", "1", "t")
     elif flag.kind == INT:
-        try:
-            options[flag.name] = int(value)
-        except ValueError:
-            raise UsageError(f"invalid argument {value!r} for {shown}: expected a whole number") from None
+        options[flag.name] = _whole(value, shown)
     elif flag.kind == LIST:
         options.many(flag.name).append(value)
     else:
         options[flag.name] = value
+
+
+def _whole(value: str, shown: str) -> int:
+    # Python's int takes spaces, underscores and any script's digits, of any length; Go's has 64 bits.
+    digits = value[1:] if value[:1] in ("-", "+") else value
+    if digits.isascii() and digits.isdigit() and len(digits) <= 19 and -(1 << 63) <= int(value) < 1 << 63:
+        return int(value)
+    raise UsageError(f"invalid argument {value!r} for {shown}: expected a whole number")
 
 
 def help_text(usage: str, summary: str, flags: tuple[Flag, ...]) -> str:

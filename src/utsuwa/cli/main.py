@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("utsuwa.cli.images:pull", "Download an image from a registry"),
     "images": ("utsuwa.cli.images:images", "List images"),
     "rmi": ("utsuwa.cli.images:rmi", "Remove one or more images"),
-    "system": ("utsuwa.cli.check:main", "Check that nothing is left behind: `system check [--repair]`"),
+    "system": ("utsuwa.cli.system:system", "Check that nothing is left behind: `system check [--repair]`"),
     "version": ("utsuwa.cli.system:version", "Show the version"),
     "info": ("utsuwa.cli.system:info", "Display system-wide information"),
     "_cleanup": ("utsuwa.cli.containers:cleanup", ""),

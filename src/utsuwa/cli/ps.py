@@ -38,12 +38,12 @@ def main(argv: list[str]) -> int:
     recover.recover(where)
     most = 1 if given.on("latest") else given.number("last")
     every = given.on("all") or most >= 0
-    rows = []
+    rows: list[dict[str, str]] = []
     for row in containers.every(where):
         if 0 <= most <= len(rows):
             break
         known = containers.details(where, row.id)
-        status = str(known["state"]["status"])  # type: ignore[index,call-overload]
+        status = str(known["state"]["status"])  # type: ignore[index]
         if every or status == "running":
             rows.append(describe(where, known, full=given.on("no-trunc")))
     if given.on("quiet") and not given.text("format"):
@@ -56,22 +56,28 @@ def main(argv: list[str]) -> int:
 
 def describe(_where: Context, known: Spec, *, full: bool) -> dict[str, str]:
     """Return the columns of one container as Docker's formatter names them."""
-    from utsuwa.cli import units
+    from utsuwa.cli import gofmt, units
 
     state: Spec = known["state"]  # type: ignore[assignment]
     config: Spec = known["config"] or {"process": {"args": []}}  # type: ignore[assignment]
-    command = " ".join(config["process"]["args"])  # type: ignore[index,call-overload]
+    command = command_text(config["process"]["args"])  # type: ignore[index]
     created = int(known["created"]) // 1_000_000_000  # type: ignore[call-overload]
     options: Spec = known["options"]  # type: ignore[assignment]
-    mounts = [str(volume.get("name") or volume.get("source") or "") for volume in known["volumes"]]  # type: ignore[attr-defined]
+    points: list[Spec] = known["volumes"]  # type: ignore[assignment]
+    mounts = [str(point.get("name") or point.get("source") or "") for point in points]
     return {
         "ID": str(known["id"]) if full else str(known["id"])[:12], "Image": str(known["image_name"]),
-        "Command": '"' + (command if full or len(command) <= 20 else command[:19] + "…") + '"',
+        "Command": gofmt.quote(command if full or len(command) <= 20 else command[:19] + "…"),
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(created)), "RunningFor": units.duration(time.time() - created) + " ago",
         "Status": status_text(state), "State": {"stopped": "exited", "creating": "created"}.get(str(state["status"]), str(state["status"])),
         "Ports": ports_text(known["network"]), "Names": str(known["name"]),  # type: ignore[arg-type]
-        "Networks": str(options.get("network") or ""), "Mounts": ",".join(mounts), "Size": "0B", "Labels": "", "LocalVolumes": str(len(mounts)),
+        "Networks": str(options.get("network") or ""), "Mounts": ",".join(mounts), "Size": "0B", "Labels": "", "LocalVolumes": str(sum(point.get("type") == "volume" for point in points)),
     }
+
+
+def command_text(args: list[str]) -> str:
+    """Return the command in one line: arguments with a space are in single quotes, as dockerd's view of containers has them."""
+    return " ".join([*args[:1], *(f"'{word}'" if " " in word else word for word in args[1:])])
 
 
 def status_text(state: Spec) -> str:

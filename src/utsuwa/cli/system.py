@@ -75,9 +75,9 @@ def system(argv: list[str]) -> int:
     if words != ["check"]:
         raise UsageError(f"unknown command: system {' '.join(words)}".rstrip() + f"; usage: {usage}")
     from utsuwa.cli.main import context
-    from utsuwa.engine import recover
+    from utsuwa.engine import leftovers
 
-    found = recover.check(context(), repair=given.on("repair"))
+    found = leftovers.check(context(), repair=given.on("repair"))
     for line in found:
         print(("removed: " if given.on("repair") else "left: ") + line)
     return 1 if found and not given.on("repair") else 0

@@ -8,6 +8,8 @@ from __future__ import annotations
 from utsuwa.errors import UsageError
 
 MAX_ID = 2**31 - 1
+SHOWN = 80
+"""Characters of a user's name that an error repeats."""
 
 
 class User:
@@ -42,17 +44,26 @@ def resolve(text: str, passwd: bytes | None, group: bytes | None) -> User:
 
 
 def _number(name: str, kind: str, text: str) -> int | None:
-    if not (name.isascii() and name.lstrip("-").isdigit()):
+    if not (name.isascii() and name.removeprefix("-").isdigit()):
         return None
-    value = int(name)
-    if not 0 <= value <= MAX_ID:
-        raise UsageError(f"invalid user {text!r}: {kind} must be 0 to {MAX_ID}")
+    value = _id(name)
+    if value is None:
+        shown = text if len(text) <= SHOWN else text[:SHOWN] + "…"
+        raise UsageError(f"invalid user {shown!r}: {kind} must be 0 to {MAX_ID}")
     return value
+
+
+def _id(text: str) -> int | None:
+    """Return the id that ASCII digits stand for, None where they are none or too large. An image's own files may say anything, at any length."""
+    digits = text.lstrip("0") or text[:1]
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > len(str(MAX_ID)):
+        return None
+    return int(digits) if int(digits) <= MAX_ID else None
 
 
 def _lines(data: bytes | None, fields: int) -> list[list[str]]:
     rows = []
-    for line in (data or b"").decode("utf-8", "surrogateescape").splitlines():
+    for line in (data or b"").decode("utf-8", "surrogateescape").split("\n"):  # not splitlines, which takes eight other characters for a line's end
         parts = line.strip().split(":")
         if len(parts) >= fields and not line.startswith("#"):
             rows.append(parts)
@@ -61,16 +72,15 @@ def _lines(data: bytes | None, fields: int) -> list[list[str]]:
 
 def _find(passwd: bytes | None, name: str, number: int | None) -> tuple[str, int, int, str] | None:
     for parts in _lines(passwd, 6):
-        uid, gid = parts[2], parts[3]
-        if not (uid.isascii() and uid.isdigit() and gid.isascii() and gid.isdigit()) or max(int(uid), int(gid)) > MAX_ID:
-            continue
-        if parts[0] == name if number is None else int(uid) == number:
-            return parts[0], int(uid), int(gid), parts[5] or "/"
+        uid, gid = _id(parts[2]), _id(parts[3])
+        if uid is not None and gid is not None and (parts[0] == name if number is None else uid == number):
+            return parts[0], uid, gid, parts[5] or "/"
     return None
 
 
 def _groups(group: bytes | None) -> list[tuple[str, int, list[str]]]:
-    return [(p[0], int(p[2]), p[3].split(",")) for p in _lines(group, 4) if p[2].isascii() and p[2].isdigit() and int(p[2]) <= MAX_ID]
+    rows = [(parts[0], _id(parts[2]), parts[3].split(",")) for parts in _lines(group, 4)]
+    return [(name, gid, members) for name, gid, members in rows if gid is not None]
 
 
 def _group(name: str, rows: list[tuple[str, int, list[str]]], text: str) -> int:

@@ -20,6 +20,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CPU_PERIOD = 100_000
 SHM_SIZE = 67_108_864
 MIN_MEMORY = 6 * 1024 * 1024
+PIDS_MAX = 4_194_304  # PID_MAX_LIMIT of the kernel: the pids controller takes no more
 
 
 def command(options: RunOptions, image: ImageRecord) -> list[str]:
@@ -55,11 +56,18 @@ def process(options: RunOptions, image: ImageRecord, hostname: str, user: User, 
         "terminal": options.terminal,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
         "args": command(options, image), "env": environment(options, image, hostname, user.home),
-        "cwd": options.workdir or str(image.config.get("WorkingDir") or "/"),
+        "cwd": work_directory(options.workdir or str(image.config.get("WorkingDir") or "/")),
         "capabilities": {"bounding": kept, "effective": effective, "permitted": effective},
         "noNewPrivileges": options.no_new_privs,
         **({"consoleSize": {"height": options.console[0], "width": options.console[1]}} if options.console[0] else {}),
     }
+
+
+def work_directory(path: str) -> str:
+    """Return the directory to start in. Raises UsageError for one that is not absolute, as Docker does, or that no path can be."""
+    if not path.startswith("/") or "\0" in path:
+        raise UsageError(f"the working directory {path!r} is invalid, it needs to be an absolute path")
+    return path
 
 
 def resources(options: RunOptions) -> Spec:
@@ -74,6 +82,8 @@ def resources(options: RunOptions) -> Spec:
         if not 0.01 <= options.cpus <= most:
             raise UsageError(f"invalid --cpus {options.cpus:g}: range of CPUs is from 0.01 to {most}.00, as there are only {most} CPUs available")
         found["cpu"] = {"quota": int(options.cpus * CPU_PERIOD), "period": CPU_PERIOD}
+    if options.pids_limit > PIDS_MAX:
+        raise UsageError(f"invalid --pids-limit {options.pids_limit}: at most {PIDS_MAX}; -1 for unlimited")
     if options.pids_limit > 0:
         found["pids"] = {"limit": options.pids_limit}
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from utsuwa.kernel.process import in_user_namespace
 from utsuwa.state.db import Database
 from utsuwa.state.paths import Paths
 
@@ -27,5 +28,6 @@ def open_context(paths: Paths | None = None) -> Context:
         paths.make()
     db = Database(paths.database)
     owner = os.environ.get(ROOTLESS, "")
+    if owner and not in_user_namespace():  # left in the environment of somebody who is root after all
+        owner = ""
     return Context(paths, db, int(owner or "0"), bool(owner))
-

@@ -92,8 +92,11 @@ def stop(context: Context, container: str, seconds: int = STOP_SECONDS, signal: 
         wait(context, container)
 
 
-def attach(context: Context, container: str, *, stdin: int = -1, output: Callable[[str, bytes], None] = foreground.to_streams, keys: bytes = b"", signals: bool = False) -> foreground.Outcome:
-    """Follow a running container's streams until it ends or is let go. Raises Conflict when it does not run."""
+def attach(context: Context, container: str, *, stdin: int = -1, output: Callable[[str, bytes], None] = foreground.to_streams, keys: bytes = b"", signals: bool = False, proxy: bool = True) -> foreground.Outcome:
+    """Follow a running container's streams until it ends or is let go. Raises Conflict when it does not run.
+
+    `signals` says whether ours are caught; with `proxy` they are passed on, but not to a container with a terminal, as Docker has it: there keys are what reaches it.
+    """
     sock = connect(context, container)
     if sock is None:
         raise Conflict("You cannot attach to a stopped container, start it first")
@@ -103,10 +106,20 @@ def attach(context: Context, container: str, *, stdin: int = -1, output: Callabl
         if message is None:
             raise Conflict("You cannot attach to a stopped container, start it first")
         options = containers.details(context, container)["options"]
-        interactive = bool(options.get("interactive"))  # type: ignore[attr-defined]
-        return foreground.Relay(sock, stdin=stdin if interactive else -1, output=output, terminal=bool(message[1]), keys=keys, signals=signals).run()
+        interactive, terminal = bool(options.get("interactive")), bool(message[1])  # type: ignore[attr-defined]
+        if terminal:
+            _provoke(sock)
+        relay = foreground.Relay(sock, stdin=stdin if interactive else -1, output=output, terminal=terminal, keys=keys, signals=signals, proxy=proxy and not terminal)
+        return relay.run()
     finally:
         sock.close()
+
+
+def _provoke(sock: socket) -> None:
+    """Resize the terminal to what it will not stay, so that the program draws its screen or prompt again even where the size is what it was, as Docker does."""
+    rows, columns = foreground.screen()
+    if rows or columns:
+        handshake.send(sock, handshake.RESIZE, (rows + 1, columns + 1))
 
 
 def remove(context: Context, container: str, *, force: bool = False, volumes: bool = False) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PASSWD_LIMIT = 1 << 20
 DRAIN_SECONDS = 2.0
+REST = 1 << 20
+"""As much as a pipe may hold (pipe-max-size, pipe(7)): what the program itself had written before its end."""
 
 
 class Exec:
@@ -97,7 +99,7 @@ def _process(known: Spec, wanted: Exec, pid: int) -> Spec:
 
 
 def _size(wanted: Exec) -> dict[str, int] | None:
-    rows, columns = foreground.window(0) if wanted.terminal else (0, 0)
+    rows, columns = foreground.screen() if wanted.terminal else (0, 0)
     return {"height": rows, "width": columns} if rows else None
 
 
@@ -188,7 +190,7 @@ class _Direct(foreground.Relay):
         self.session = session
         self.pending = memoryview(b"")
         self.ended: foreground.Outcome | None = None
-        self.until = 0.0
+        self.until, self.rest = 0.0, REST
         if session.into >= 0:
             os.set_blocking(session.into, False)
 
@@ -203,29 +205,35 @@ class _Direct(foreground.Relay):
         left = None if self.ended is None else max(0.0, self.until - time.monotonic())
         ready = foreground.wait_ready(watched, writing, left)
         if self._wake in ready:
-            for number in os.read(self._wake, 512):
-                self._signal(number)
-        for fd in [fd for fd in session.out if fd in ready]:
+            os.read(self._wake, 512)
+        coming = [fd for fd in session.out if fd in ready]
+        for fd in coming:
             self._read(fd)
         if self.pending:
             self._write()
-        if self.ended is None and self.sock.fileno() in ready:
-            self._message()
-            if self.outcome is not None:
-                self.ended, self.outcome, self.until = self.outcome, None, time.monotonic() + DRAIN_SECONDS
-        elif self.ended is None and self.stdin in ready:
-            self._input()
-        if self.ended is not None and (not session.out or time.monotonic() >= self.until):
+        if self.ended is None:
+            if self.sock.fileno() in ready:
+                self._message()
+                self._end()
+            elif self.stdin in ready:
+                self._input()
+        elif not session.out or (time.monotonic() >= self.until and (not coming or self.rest <= 0)):
             self.outcome = self.ended
+
+    def _end(self) -> None:
+        """The program has ended, or the container: what it wrote is in the pipes. A time for what its children may add, which none of their writing prolongs for ever."""
+        if self.outcome is not None:
+            self.ended, self.outcome, self.until = self.outcome, None, time.monotonic() + DRAIN_SECONDS
 
     def _read(self, fd: int) -> None:
         try:
             data = os.read(fd, 65536)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError:  # EIO: nobody has the terminal any more
             data = b""
         if data:
+            self.rest -= len(data) if self.ended is not None else 0
             self.output(self.session.out[fd], data)
             return
         del self.session.out[fd]
@@ -241,10 +249,18 @@ class _Direct(foreground.Relay):
             self.pending = memoryview(b"")
             self.stdin = -1
 
+    def _let_go(self) -> None:
+        """Give the terminal to the monitor: without one who has its other end the program would be hung up."""
+        try:
+            handshake.send(self.sock, handshake.TTY, None, (self.session.into,))
+        except OSError:  # it has just ended
+            return
+
     def _send(self, kind: str, body: object) -> bool:
         session = self.session
         if kind == handshake.INPUT:
             self.pending = memoryview(bytes(self.pending) + body)  # type: ignore[operator]
+            self._write()
             return False
         if kind == handshake.END_INPUT:
             if session.into >= 0 and session.into not in session.out and not self.pending:
@@ -256,8 +272,7 @@ class _Direct(foreground.Relay):
 
             size: tuple[int, int] = body  # type: ignore[assignment]
             rows, columns = size
-            fcntl.ioctl(session.into, 0x5414, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
+            if session.into >= 0:
+                fcntl.ioctl(session.into, 0x5414, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
             return False
         return super()._send(kind, (body, session.pid)) if kind == handshake.SIGNAL else super()._send(kind, body)
-
-

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TIOCGWINSZ, TCGETS, TCSETS = 0x5413, 0x5401, 0x5402
 _NEVER_FORWARDED = frozenset({signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT})
+_ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 INPUT_CHUNK = 16384
 
 
@@ -35,7 +36,7 @@ class Outcome:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it; a reader that has gone away is nobody to tell."""
+    """Write all of it. Raises BrokenPipeError for a reader, or a terminal, that has gone away: as with Docker's client the command ends then, and the container runs on."""
     view = memoryview(data)
     while view:
         try:
@@ -43,8 +44,8 @@ def write_all(fd: int, data: bytes) -> None:
         except BlockingIOError:
             wait_ready([], (fd,))
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):
-                return
+            if error.errno == errno.EIO:  # a terminal that has hung up
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
             raise
 
 
@@ -83,13 +84,19 @@ class raw:  # noqa: N801 - reads as a sentence: `with raw(0)`
         mode[1] &= ~termios.OPOST  # type: ignore[operator]
         mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8  # type: ignore[operator]
         mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)  # type: ignore[operator]
-        termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)  # type: ignore[arg-type]
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0  # type: ignore[index] # else a read may return nothing, which is taken for the end
+        # At once, not once the output is drained: a terminal that takes none would hold us for ever.
+        termios.tcsetattr(self.fd, termios.TCSANOW, mode)  # type: ignore[arg-type]
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            import termios
+        if self._before is None:
+            return
+        import termios
 
-            termios.tcsetattr(self.fd, termios.TCSADRAIN, self._before)  # type: ignore[arg-type]
+        try:
+            termios.tcsetattr(self.fd, termios.TCSANOW, self._before)  # type: ignore[arg-type]
+        except termios.error:  # it has hung up: there is nothing to put back
+            return
 
 
 def window(fd: int) -> tuple[int, int]:
@@ -101,13 +108,19 @@ def window(fd: int) -> tuple[int, int]:
     return int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
 
 
+def screen() -> tuple[int, int]:
+    """Return (rows, columns) of the terminal we speak to: where the output goes, as Docker has it, else where the input comes from."""
+    found = window(1)
+    return found if any(found) else window(0)
+
+
 class _Detach:
     """Finds the detach keys in what is typed; bytes that only began like them are passed on. "" never detaches."""
 
-    __slots__ = ("keys", "matched")
+    __slots__ = ("held", "keys")
 
     def __init__(self, keys: bytes) -> None:
-        self.keys, self.matched = keys, 0
+        self.keys, self.held = keys, b""
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
         """Return (what to send, whether the keys were all typed)."""
@@ -115,43 +128,45 @@ class _Detach:
             return data, False
         out = bytearray()
         for value in data:
-            if value == self.keys[self.matched]:
-                self.matched += 1
-                if self.matched == len(self.keys):
-                    return bytes(out), True
-                continue
-            out += self.keys[: self.matched]
-            self.matched = 1 if value == self.keys[0] else 0
-            if not self.matched:
-                out.append(value)
+            self.held += bytes((value,))
+            while not self.keys.startswith(self.held):
+                out.append(self.held[0])
+                self.held = self.held[1:]
+            if self.held == self.keys:
+                self.held = b""
+                return bytes(out), True
         return bytes(out), False
 
 
 class Relay:
     """One conversation with a monitor until the container ends or is let go.
 
-    `stdin` a descriptor or -1; `output` takes (stream, bytes); `terminal` whether the container has one; `signals` whether ours are passed on.
+    `stdin` a descriptor or -1; `output` takes (stream, bytes); `terminal` whether the container has one; `signals` whether ours are caught (main thread
+    only): with `proxy` they are passed on, without it they end the relay, which puts the terminal back.
     """
 
-    def __init__(self, sock: socket, *, stdin: int = -1, output: Callable[[str, bytes], None] = to_streams, terminal: bool = False, keys: bytes = b"", signals: bool = False) -> None:
-        self.sock, self.stdin, self.output, self.terminal, self.signals = sock, stdin, output, terminal, signals
+    def __init__(
+        self, sock: socket, *, stdin: int = -1, output: Callable[[str, bytes], None] = to_streams, terminal: bool = False, keys: bytes = b"", signals: bool = False, proxy: bool = True,
+    ) -> None:
+        self.sock, self.stdin, self.output, self.terminal, self.signals, self.proxy = sock, stdin, output, terminal, signals, proxy
         self.detach = _Detach(keys if terminal else b"")
         self.outcome: Outcome | None = None
         self._waiting = False  # for TAKEN
-        self._wake = -1
+        self._wake = self._waker = -1
+        self._wake_before = -1
         self._before: dict[int, object] = {}
 
     def run(self) -> Outcome:
-        """Carry on until the end. Restores signal handlers and the terminal."""
-        with raw(self.stdin if self.terminal else -1):
-            self._catch()
-            try:
+        """Carry on until the end. Restores signal handlers and the terminal. Raises BrokenPipeError where nobody takes the output any more."""
+        self._catch()  # before the terminal is changed: no signal may end us then without putting it back
+        try:
+            with raw(self.stdin if self.terminal else -1):
                 if self.terminal:
                     self._resize()
                 while self.outcome is None:
                     self._turn()
-            finally:
-                self._release()
+        finally:
+            self._release()
         return self.outcome
 
     def _turn(self) -> None:
@@ -162,11 +177,11 @@ class Relay:
             watched.append(self.stdin)
         ready = wait_ready(watched)
         if self._wake in ready:
-            for number in os.read(self._wake, 512):
-                self._signal(number)
+            os.read(self._wake, 512)
         if self.sock.fileno() in ready:
             self._message()
-        elif self.stdin in ready:  # output first: a container that ends is not waited for by a closed input
+        # Input in the same turn: a container that writes without end must still hear Ctrl-C and the detach keys.
+        if self.outcome is None and self.stdin in ready:
             self._input()
 
     def _message(self) -> None:
@@ -181,13 +196,13 @@ class Relay:
         for fd in fds:
             os.close(fd)
         if kind == handshake.OUTPUT:
-            stream, data = body  # type: ignore[misc]
-            self.output(stream, data)
+            part: tuple[str, bytes] = body  # type: ignore[assignment]
+            self.output(*part)
         elif kind == handshake.TAKEN:
             self._waiting = False
         elif kind == handshake.EXITED:
-            code, oom = body  # type: ignore[misc]
-            self.outcome = Outcome(code, oom=oom)
+            end: tuple[int, bool] = body  # type: ignore[assignment]
+            self.outcome = Outcome(end[0], oom=end[1])
 
     def _input(self) -> None:
         try:
@@ -204,7 +219,11 @@ class Relay:
         if data:
             self._waiting = self._send(handshake.INPUT, data)
         if detached:
+            self._let_go()
             self.outcome = Outcome(0, detached=True)
+
+    def _let_go(self) -> None:
+        """What is left to do at the detach keys: nothing, where the monitor has the streams."""
 
     def _send(self, kind: str, body: object) -> bool:
         try:
@@ -216,40 +235,38 @@ class Relay:
     # ---- signals
 
     def _catch(self) -> None:
+        """Handlers do the work, so that a signal gets through while we wait in writing to a reader that is slow; the pipe only ends the waiting in poll(2)."""
         if not self.signals:
             return
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._wake = reading
-        self._before = {-1: signal.set_wakeup_fd(writing, warn_on_full_buffer=False), -2: writing}
-        for number in signal.valid_signals():
-            if (number in _NEVER_FORWARDED and number != signal.SIGWINCH) or (number == signal.SIGWINCH and not self.terminal):
-                continue
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        wanted = signal.valid_signals() - _NEVER_FORWARDED if self.proxy else _ENDING
+        for number in wanted | ({signal.SIGWINCH} if self.terminal else set()):
             try:
-                self._before[number] = signal.signal(number, _noted)
+                self._before[number] = signal.signal(number, self._caught)
             except (OSError, ValueError):
                 continue
 
     def _release(self) -> None:
         if self._wake < 0:
             return
-        signal.set_wakeup_fd(self._before.pop(-1))  # type: ignore[arg-type]
-        os.close(self._before.pop(-2))  # type: ignore[arg-type]
         for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before.clear()
+        signal.set_wakeup_fd(self._wake_before)
+        os.close(self._waker)
         os.close(self._wake)
-        self._wake = -1
+        self._wake = self._waker = -1
 
-    def _signal(self, number: int) -> None:
+    def _caught(self, number: int, _frame: object) -> None:
         if number == signal.SIGWINCH:
             self._resize()
-        else:
+        elif self.proxy:
             self._send(handshake.SIGNAL, number)
+        else:
+            self.outcome = Outcome(128 + number)
 
     def _resize(self) -> None:
-        rows, columns = window(self.stdin if self.stdin >= 0 else 1)
-        if rows or columns:
-            self._send(handshake.RESIZE, (rows, columns))
-
-
-def _noted(_number: int, _frame: object) -> None:
-    """Handled by the wakeup descriptor."""
+        size = screen()
+        if any(size):
+            self._send(handshake.RESIZE, size)

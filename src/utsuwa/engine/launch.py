@@ -62,12 +62,14 @@ class Launch:
 def launch(context: Context, options: RunOptions, seed: Seed, progress: Callable[[str], None] | None = None) -> Launch:
     """Make and start a container; returns when its program runs. On any failure everything is undone before the error is raised.
 
-    `progress` takes the lines that tell of a pull.
+    `progress` takes the lines that tell of a pull, and warnings.
     """
     this = Launch(context, options, seed)
     with ledger.recording(seed.book):
         this.image = images.resolve(context, options.image, progress)
         decide(this)
+        for line in options.warnings if progress else ():
+            progress(line)  # type: ignore[misc]
         try:
             for step in STEPS:
                 ledger.fault(step.__name__)
@@ -91,7 +93,7 @@ def decide(this: Launch) -> None:
         raise UsageError(f"invalid hostname {hostname!r}: at most 63 letters, digits, dots and hyphens")
     this.binds, this.volumes = _volumes(this)
     cgroup = _cgroup(this)
-    userns = in_user_namespace()
+    userns = process.in_user_namespace()
     this.config, kept = configuration.document(
         options, image, directory=this.directory, hostname=hostname, cgroup=cgroup, netns=this.sandbox.netns, binds=this.binds, in_userns=userns,
     )
@@ -131,12 +133,6 @@ def _cgroup(this: Launch) -> str:
     if limits:
         raise PermissionDenied(f"cannot limit with {', '.join(limits)}: no control group here may be made by this user; run as root, or without the flag")
     return ""
-
-
-def in_user_namespace() -> bool:
-    """Whether we are in a user namespace other than the first: its map is not the whole range. user_namespaces(7)"""
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() != [b"0", b"0", b"4294967295"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
@@ -291,6 +287,10 @@ def undo(this: Launch) -> None:
     except OSError:
         pass
     this.sandbox.release()
+    try:
+        this.sandbox.wait()  # what its thread still makes must be there before it is removed
+    except BaseException:  # noqa: BLE001, S110 - told already, or not what failed first
+        pass
     try:
         remove_all(this.context, this.id)
     except (OSError, UtsuwaError):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from utsuwa.errors import NotSupported, PermissionDenied, UsageError
+from utsuwa.errors import NotSupported, PermissionDenied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,12 +61,19 @@ class Sandbox:
 
 
 def plan(context: Context, container: str, options: RunOptions) -> Sandbox:
-    """Decide the network of a container; fills in `options.network`. Raises UsageError, NotSupported, PermissionDenied."""
+    """Decide the network of a container; fills in `options.network`, and drops published ports where asked-for none or host has no use for them.
+
+    Raises NotSupported, PermissionDenied.
+    """
+    asked = options.network
     mode = options.network = options.network or ("none" if context.rootless else "bridge")
     if mode not in ("none", "host", "bridge", "default"):
         raise NotSupported(f"not yet supported: --network {mode}; use bridge, host or none")
     if options.publish and mode in ("none", "host"):
-        raise UsageError(f"cannot publish ports with --network {mode}: " + ("there is no network" if mode == "none" else "the container listens on this machine's own ports"))
+        if not asked:
+            raise PermissionDenied("cannot publish ports: an ordinary user's containers have no network of their own yet; use --network host, where they listen on this machine's ports")
+        options.publish = []
+        options.warnings.append(f"WARNING: Published ports are discarded when using {mode} network mode")
     if mode in ("none", "host"):
         return Sandbox(context, container, mode)
     if context.rootless:

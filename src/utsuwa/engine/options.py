@@ -19,12 +19,13 @@ class RunOptions:
     cpus          processors, 0 for no limit;  memory in bytes, 0;  pids_limit 0 or less for none
     console       (rows, columns) of the caller's terminal, (0, 0) for none
     detach_keys   bytes that let go of an attached terminal
+    warnings      filled in by the engine: what it leaves out of what was asked, a line each
     dry_run       plan only: the ledger is what would be done
     """
 
     __slots__ = (
         "args", "cap_add", "cap_drop", "console", "cpus", "detach", "detach_keys", "dry_run", "entrypoint", "env", "hostname", "image", "interactive", "memory", "name",
-        "network", "no_new_privs", "pids_limit", "publish", "read_only", "remove", "seccomp", "terminal", "user", "volumes", "workdir",
+        "network", "no_new_privs", "pids_limit", "publish", "read_only", "remove", "seccomp", "terminal", "user", "volumes", "warnings", "workdir",
     )
 
     def __init__(self, image: str, args: list[str] | None = None, **given: object) -> None:
@@ -34,6 +35,7 @@ class RunOptions:
         self.env: list[str] = []
         self.volumes: list[str] = []
         self.publish: list[str] = []
+        self.warnings: list[str] = []
         self.cap_add: list[str] = []
         self.cap_drop: list[str] = []
         self.entrypoint: list[str] | None = None

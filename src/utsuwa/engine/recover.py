@@ -1,47 +1,117 @@
-"""What the next command finishes for those that were killed: containers in flight whose engine is gone, and what a lost monitor left.
+"""What the next command finishes for those that were killed: containers half made or half removed, and those whose monitor was lost.
 
-Costs one indexed query when nothing is in flight.
+Costs one indexed query, one directory of the running containers, and a try of each one's lock. `leftovers` looks for what no row leads to.
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 from utsuwa.engine import containers
-from utsuwa.engine.remove import empty_trash, locked, record_of, release, remove_all
+from utsuwa.engine.remove import REMOVING, locked, record_of, release, remove_all, remove_in
+from utsuwa.errors import UtsuwaError
+from utsuwa.kernel.process import boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from utsuwa.engine.context import Context
 
+    Spec = dict[str, object]
+
 
 def recover(context: Context) -> None:
-    """Finish the operations of engines that died. Idempotent; leaves alone what has a living owner."""
-    for container, pid, start, boot in context.db.read("SELECT id, pid, start, boot FROM container WHERE phase!='up'"):
-        if not containers.alive(int(pid), int(start), str(boot)):  # type: ignore[arg-type]
-            finish(context, str(container))
+    """Finish what is unfinished. Idempotent; leaves alone what has a living owner or monitor. Never raises: what resists is told by `system check`."""
+    for container in unfinished(context):
+        try:
+            finish(context, container)
+        except (OSError, UtsuwaError):
+            continue
+    if not _is_known_boot(context):
+        fd = os.open(context.paths.run + "/boot", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(fd, boot_id().encode())
+        os.close(fd)
+
+
+def unfinished(context: Context) -> list[str]:
+    """Return the ids of containers that nobody looks after: no living owner of their row, no monitor with their lock, and not yet settled. Looks only.
+
+    A container that is settled has no run directory; after a reboot none has one, and all are looked at once.
+    """
+    owned = {str(row[0]): row[1:] for row in context.db.read("SELECT id, pid, start, boot FROM container WHERE phase!='up'")}
+    found = [container for container, owner in owned.items() if not _owner_lives(*owner) and _is_free(context, container)]  # type: ignore[arg-type]
+    names = os.listdir(context.paths.run + "/containers") if _is_known_boot(context) else [row.id for row in containers.every(context)]
+    for container in names:
+        # The row is looked at after the lock: who made it was its owner until its monitor had the lock.
+        if container not in owned and _is_free(context, container) and context.db.read("SELECT 1 FROM container WHERE id=? AND phase='up'", container):
+            found.append(container)
+    return found
+
+
+def _owner_lives(pid: int, start: int, boot: str) -> bool:
+    """Whether the process that a row names still works: one that was killed and that its parent has not waited for keeps its number. proc_pid_stat(5)"""
+    if not containers.alive(pid, start, boot):
+        return False
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _is_known_boot(context: Context) -> bool:
+    """Whether a command of this boot has been here. A run directory may outlast one: /tmp does on some machines."""
+    try:
+        fd = os.open(context.paths.run + "/boot", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.read(fd, 64).decode() == boot_id()
+    finally:
+        os.close(fd)
+
+
+def _is_free(context: Context, container: str) -> bool:
+    with locked(context, container, wait=False) as lock:
+        return lock.held
 
 
 def finish(context: Context, container: str) -> None:
-    """Decide what a dead engine left: a running container goes on, one that ended is recorded or removed, one half made is undone."""
-    with locked(context, container, wait=False) as lock:
-        if not lock.held:  # the monitor lives: it undoes what has not started, and cleans up what ends
-            return
-    state = containers.state(context, container)
-    record = record_of(context, container)
-    options = record.get("options") or {}
-    if state.get("status") == "creating" or options.get("remove"):  # type: ignore[attr-defined]
-        remove_all(context, container)
+    """Decide what a dead engine or monitor left: one that had started is recorded as lost, or removed if it was to be; one half made or half removed is undone."""
+    if not _is_free(context, container):  # its monitor lives: it undoes what has not started, and cleans up what ends
         return
-    settle(context, container)
+    [(phase,)] = context.db.read("SELECT phase FROM container WHERE id=?", container) or [("",)]
+    state = containers.state(context, container)
+    options: Spec = record_of(context, container).get("options") or {}  # type: ignore[assignment]
+    if str(phase).startswith(REMOVING) or options.get("remove") or not state.get("started"):
+        remove_all(context, container, volumes=phase == REMOVING + " with volumes")
+    else:
+        settle(context, container, state)
 
 
-def settle(context: Context, container: str) -> None:
-    """Give back what a stopped container does not need and mark its row as settled. Idempotent."""
+def settle(context: Context, container: str, state: Spec | None = None) -> None:
+    """Give back what a stopped container does not need and mark its row as settled. Idempotent. `state` is written down where its monitor could not."""
     with locked(context, container):
+        if state is not None and state.get("error"):
+            _write_state(context.paths.container(container) + "/state.json", {**state, "finished": time.time_ns()})
         release(context, container, record_of(context, container))
         with context.db.write():
             context.db.do("UPDATE container SET phase='up' WHERE id=?", container)
+        remove_in(context.paths.run + "/containers", container)  # last: it leads the next command here
+
+
+def _write_state(path: str, state: Spec) -> None:
+    from utsuwa.ledger.encode import dumps
+
+    fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.write(fd, dumps(state).encode())
+    os.close(fd)
+    os.rename(path + ".tmp", path)
 
 
 def cleanup(context: Context, container: str, *, ended: bool = False) -> None:
@@ -52,73 +122,8 @@ def cleanup(context: Context, container: str, *, ended: bool = False) -> None:
     if not context.db.read("SELECT 1 FROM container WHERE id=?", container):
         return
     options = record_of(context, container).get("options") or {}
-    if options.get("remove") or not (ended or containers.state(context, container).get("status") == "stopped"):  # type: ignore[attr-defined]
+    state = {} if ended else containers.state(context, container)
+    if options.get("remove") or not (ended or state.get("started")):  # type: ignore[attr-defined]
         remove_all(context, container)
     else:
-        settle(context, container)
-
-
-def check(context: Context, *, repair: bool) -> list[str]:
-    """Return what is left on this machine that belongs to no container; with `repair` remove it first, and return what was there."""
-    from utsuwa.container import cgroup
-    from utsuwa.engine import network
-    from utsuwa.image import store
-
-    known = {row.id for row in containers.every(context)}
-    found = [f"row in flight {cid}" for cid, pid, start, boot in context.db.read("SELECT id, pid, start, boot FROM container WHERE phase!='up'") if not containers.alive(int(pid), int(start), str(boot))]  # type: ignore[arg-type]
-    if repair:
-        recover(context)
-        known = {row.id for row in containers.every(context)}
-    found += _directories(context, known, repair)
-    found += _groups(context, cgroup.discover().directories("/utsuwa"), known, repair)
-    found += network.leftovers(context, known, repair=repair)
-    found += store.leftovers(context.paths, context.db)
-    if repair:
-        store.sweep(context.paths, context.db)
-    return found
-
-
-def _directories(context: Context, known: set[str], repair: bool) -> list[str]:
-    paths, found = context.paths, []
-    for kind, base in (("directory", paths.root + "/containers"), ("run directory", paths.run + "/containers")):
-        for name in sorted(os.listdir(base)):
-            if name not in known:
-                found.append(f"{kind} {base}/{name}")
-                if repair:
-                    os.rename(f"{base}/{name}", f"{paths.root}/trash/{name}") if kind == "directory" else _remove_in(base, name)
-    for name in os.listdir(paths.root + "/trash"):
-        found.append(f"trash {name}")
-        if repair:
-            empty_trash(paths.root, name)
-    return found
-
-
-def _remove_in(base: str, name: str) -> None:
-    from utsuwa.kernel.tree import remove_tree
-
-    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        remove_tree(fd, name)
-    finally:
-        os.close(fd)
-
-
-def _groups(context: Context, tops: dict[str, str], known: set[str], repair: bool) -> list[str]:
-    """Control groups named by an id that this engine made and no longer knows. Another engine's (another root) are told by its ledgers' absence."""
-    import time
-
-    from utsuwa.container import cgroup
-
-    orphans: dict[str, dict[str, str]] = {}
-    for hierarchy, top in tops.items():
-        try:
-            names = [entry.name for entry in os.scandir(top) if entry.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
-            continue
-        for name in names:
-            if name not in known and os.path.exists(f"{context.paths.root}/ledgers/{name}.jsonl"):
-                orphans.setdefault(name, {})[hierarchy] = f"{top}/{name}"
-    for directories in orphans.values() if repair else ():
-        cgroup.kill(directories, time.sleep)
-        cgroup.remove(directories, time.sleep)
-    return [f"cgroup {name}" for name in sorted(orphans)]
+        settle(context, container, state)

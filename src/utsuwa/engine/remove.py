@@ -13,6 +13,7 @@ from marshal import loads
 from utsuwa import ledger
 from utsuwa.container import cgroup
 from utsuwa.engine import network
+from utsuwa.kernel.process import boot_id, start_time
 from utsuwa.kernel.tree import remove_tree
 
 TYPE_CHECKING = False
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     Spec = dict[str, object]
 
 KEPT_LEDGERS = 50
+REMOVING = "removing"
+"""Phase of a row whose container is going; with " with volumes" behind it, its anonymous volumes go too."""
 
 
 def record_of(context: Context, container: str) -> Spec:
@@ -61,16 +64,46 @@ def remove_all(context: Context, container: str, *, volumes: bool = False) -> No
 
     Its anonymous volumes go with `volumes`, or when it was to be removed at its end (--rm).
     """
-    record = record_of(context, container)
+    _claim(context, container, volumes)
     with locked(context, container), _book(context, container):
+        if not context.db.read("SELECT 1 FROM container WHERE id=?", container):
+            return  # another has done it: its address and ports may be somebody else's by now
+        record = record_of(context, container)
         release(context, container, record)
         ledger.fault("remove:files")
         _retire(context, container)
         _anonymous_volumes(context, record, volumes)
         ledger.fault("remove:rows")
+        while not _drop_rows(context, container):
+            _empty_trash(context, container)
+
+
+def _drop_rows(context: Context, container: str) -> bool:
+    """Delete the rows, unless layers lose their last user with them: their files then go to the trash first, the row stays, and False is returned.
+
+    A layer outlives its image while a container stands on it. Files and rows in one transaction: nobody can come to need them in between.
+    """
+    db = context.db
+    with db.write():
+        rows = db.read("SELECT chain FROM container_layer WHERE container=? AND chain NOT IN (SELECT chain FROM image_layer)", container)
+        db.do("DELETE FROM container_layer WHERE container=?", container)
+        if rows:
+            from utsuwa.state import images
+
+            for chain in images.forget_layers(db, [str(chain) for (chain,) in rows]):
+                ledger.fault("remove:layer")
+                _throw_away(context, container, f"{context.paths.root}/layers/{chain}")
+            return False
+        db.do("DELETE FROM container WHERE id=?", container)
+    return True
+
+
+def _claim(context: Context, container: str, volumes: bool) -> None:
+    """Say in the row that it is going, and whose work that is: whoever finds us dead goes on. A row in flight says so already."""
+    if context.db.read("SELECT 1 FROM container WHERE id=? AND phase='up'", container):
+        phase = REMOVING + (" with volumes" if volumes else "")
         with context.db.write():
-            context.db.do("DELETE FROM container_layer WHERE container=?", container)
-            context.db.do("DELETE FROM container WHERE id=?", container)
+            context.db.do("UPDATE container SET phase=?, pid=?, start=?, boot=? WHERE id=? AND phase='up'", phase, os.getpid(), start_time(os.getpid()), boot_id(), container)
 
 
 class _book:  # noqa: N801
@@ -113,27 +146,36 @@ def release(context: Context, container: str, record: Spec) -> None:
 def _retire(context: Context, container: str) -> None:
     """Move the directory out of the way in one rename, keep the ledger, delete the rest."""
     paths = context.paths
-    directory, trash = paths.container(container), f"{paths.root}/trash/{container}"
+    directory = paths.container(container)
     try:
         os.rename(directory + "/ledger.jsonl", f"{paths.root}/ledgers/{container}.jsonl")
         _prune(paths.root + "/ledgers")
     except FileNotFoundError:
         pass
+    _throw_away(context, container, directory)
+    _empty_trash(context, container)
+    remove_in(paths.run + "/containers", container)
+
+
+def _throw_away(context: Context, container: str, path: str) -> None:
+    """Move something of a container's to the trash, under a name that leads back to it and that nobody else has. Idempotent."""
     try:
-        os.rename(directory, trash)
+        os.rename(path, f"{context.paths.root}/trash/{container}.{os.urandom(4).hex()}")
     except FileNotFoundError:
-        pass
-    empty_trash(paths.root, container)
-    fd = os.open(paths.run + "/containers", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        remove_tree(fd, container)
-    finally:
-        os.close(fd)
+        return
 
 
-def empty_trash(root: str, name: str) -> None:
-    """Delete one entry of the trash, whatever a container left in it. Idempotent."""
-    fd = os.open(root + "/trash", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _empty_trash(context: Context, container: str) -> None:
+    """Delete what was thrown away of a container, by us or by one who was killed after that. Idempotent."""
+    trash = context.paths.root + "/trash"
+    for name in os.listdir(trash):
+        if name.startswith(container + "."):
+            remove_in(trash, name)
+
+
+def remove_in(directory: str, name: str) -> None:
+    """Delete one entry of a directory of ours, whatever a container left in it. Idempotent."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         remove_tree(fd, name)
     finally:
@@ -166,3 +208,7 @@ def _anonymous_volumes(context: Context, record: Spec, wanted: bool) -> None:
 
         for name in names:
             store.remove(context.db, context.paths, name)
+        trash = context.paths.root + "/trash"
+        for name in os.listdir(trash):  # what one who was killed here had thrown away and not deleted
+            if name.startswith("volume-") and name[7:].rpartition("-")[0] in names:
+                remove_in(trash, name)

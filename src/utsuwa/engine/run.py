@@ -57,6 +57,7 @@ def run(
 
 def _leave(context: Context, container: str) -> None:
     """Hand the container over for good: its row is no longer ours."""
+    ledger.fault("leave")
     with context.db.write():
         context.db.do("UPDATE container SET phase='up' WHERE id=?", container)
 

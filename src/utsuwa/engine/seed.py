@@ -6,7 +6,7 @@ Imported before everything else on the hot path: keep it small.
 from __future__ import annotations
 
 import os
-from _thread import start_new_thread
+from _thread import allocate_lock, start_new_thread
 
 from utsuwa import ledger
 from utsuwa.monitor.spawn import spawn
@@ -20,31 +20,34 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """A ledger sink that keeps lines until there is a file to write them in."""
+    """A ledger sink that keeps lines until there is a file to write them in. Another thread may write while it is opened."""
 
-    __slots__ = ("fd", "lines")
+    __slots__ = ("_lock", "fd", "lines")
 
     def __init__(self) -> None:
-        self.fd = -1
+        self.fd, self._lock = -1, allocate_lock()
         self.lines: list[bytes] = []
 
     def __call__(self, book: Ledger, line: Line) -> None:
         encoded = ledger.encode_line(book.who, book.seq, line)
-        if self.fd >= 0:
-            os.write(self.fd, encoded)
-        else:
-            self.lines.append(encoded)
+        with self._lock:
+            if self.fd >= 0:
+                os.write(self.fd, encoded)
+            else:
+                self.lines.append(encoded)
 
     def open(self, path: str) -> None:
         """Write what was held, and from now on at once."""
-        self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.write(self.fd, b"".join(self.lines))
-        self.lines.clear()
+        with self._lock:
+            self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.write(self.fd, b"".join(self.lines))
+            self.lines.clear()
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        with self._lock:
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
 
 
 class Seed:

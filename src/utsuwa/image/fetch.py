@@ -20,7 +20,8 @@ from utsuwa.image.compress import decompress
 from utsuwa.image.document import Index, Manifest, choose, digest_of, parse_config, parse_manifest, verify
 from utsuwa.image.registry import CHUNK, short
 from utsuwa.image.tar import Stream
-from utsuwa.image.unpack import in_user_namespace, is_opaque, read_file, unpack
+from utsuwa.image.unpack import is_opaque, read_file, unpack
+from utsuwa.kernel.process import in_user_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

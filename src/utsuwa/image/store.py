@@ -116,6 +116,8 @@ class Stage:
             os.close(self._fd)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # remove_tree takes the same lock by a descriptor of its own: held here, it would wait for us. A sweep that comes between does the same work.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
         remove_tree(-100, self.path)  # AT_FDCWD; the path is absolute and ours
         os.close(self._fd)
 
@@ -211,7 +213,7 @@ _syncfs = prototype("syncfs", ctypes.c_int)
 # -------------------------------------------------------------------------------------------------------------- garbage
 
 def collect(paths: Paths, db: Database, blobs: set[str], chains: list[str]) -> None:
-    """Throw away those of the files that no row needs. Idempotent; after a crash `sweep` goes on."""
+    """Throw away those of the files that no row needs, and what a removal that was killed here had left. Idempotent; after a crash `sweep` goes on."""
     with db.write():
         for digest in blobs:
             if not images.known_blob(db, digest):
@@ -221,6 +223,9 @@ def collect(paths: Paths, db: Database, blobs: set[str], chains: list[str]) -> N
             if not images.known_chain(db, chain):
                 ledger.fault("rmi:layer")
                 _discard(paths, f"{paths.root}/layers/{chain}")
+        for path in _unknown(paths, db):
+            _discard(paths, path)
+    ledger.fault("rmi:trash")
     empty_trash(paths)
 
 
@@ -262,8 +267,8 @@ def _dead_stages(paths: Paths) -> list[str]:
     return sorted(dead)
 
 
-def _dead_locks(paths: Paths) -> list[str]:
-    """Return the lock files whose holder was killed before it could remove them."""
+def _dead_locks(paths: Paths, *, remove: bool = False) -> list[str]:
+    """Return the lock files whose holder was killed before it could remove them; with `remove` remove them, which only who holds one may."""
     dead = []
     for name in os.listdir(f"{paths.run}/locks"):
         if name.startswith(("image-", "layer-", "index")):
@@ -273,7 +278,10 @@ def _dead_locks(paths: Paths) -> list[str]:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                dead.append(f"{paths.run}/locks/{name}")
+                if _is_at(fd, f"{paths.run}/locks/{name}"):
+                    dead.append(f"{paths.run}/locks/{name}")
+                    if remove:
+                        os.unlink(dead[-1])
             except BlockingIOError:
                 pass
             finally:
@@ -308,18 +316,15 @@ def sweep(paths: Paths, db: Database) -> None:
         for path in _unknown(paths, db):
             _discard(paths, path)
     empty_trash(paths)
-    for path in _dead_locks(paths):
-        with Lock(paths, os.path.basename(path).removesuffix(".lock")):
-            pass  # taking it and letting go is the one safe way to remove it
     write_index(paths, db)
 
 
 def sweep_stages(paths: Paths) -> None:
     """Remove what killed pulls left: the cheap part of `sweep`, done by each pull."""
-    dead = _dead_stages(paths)
-    for path in dead:
+    for path in _dead_stages(paths):
         _discard(paths, path)
-    if dead:
+    _dead_locks(paths, remove=True)
+    if os.listdir(f"{paths.root}/trash"):
         empty_trash(paths)
 
 

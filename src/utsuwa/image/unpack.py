@@ -19,6 +19,7 @@ from utsuwa.errors import ImageError
 from utsuwa.image.tar import COMPONENT_BYTES, entries
 from utsuwa.kernel.door import close
 from utsuwa.kernel.files import IN_ROOT, O_PATH, RESOLVE_NO_SYMLINKS, openat2
+from utsuwa.kernel.process import in_user_namespace
 from utsuwa.kernel.tree import remove_tree
 
 TYPE_CHECKING = False
@@ -35,12 +36,6 @@ CACHED = 128
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LATEST = (1 << 34) - 1
 """Times are brought between 1970 and what ext4 can hold, 2446, as Docker brings them into its own bounds."""
-
-
-def in_user_namespace() -> bool:
-    """Whether 0 here is somebody else outside: then overlayfs takes user.overlay.* attributes and device nodes cannot be made."""
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() != [b"0", b"0", b"4294967295"]
 
 
 def unpack(stream: Stream, root: int, *, in_userns: bool) -> int:

@@ -25,7 +25,7 @@ COMPOSED = {
     "symlinkat": "beneath a container's root: (target, path)",
     "clone": "the container's first process, born in its new namespaces: (namespaces, role)",
     "fork": "a process of ours that becomes or enters a container: (role,)",
-    "posix_spawn": "the monitor: (path, argv…)",
+    "posix_spawn": "the monitor, the rootless holder, newuidmap and newgidmap, a worker: (path, argv…)",
     "netlink": "one rtnetlink message: (text in the manner of ip(8),)",
     "nft": "one nftables transaction: (text in the manner of nft(8),)",
     "bind": "a socket that reserves a published port: (protocol, address, port)",

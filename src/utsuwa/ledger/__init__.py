@@ -5,7 +5,7 @@
 
 `because` keeps a stack of reasons per thread; `recording(ledger)` says, per thread, which container's ledger is written.
 `record` refuses a call that has no reason. `fault` is where `UTSUWA_FAULT=WHO:CALL#N=kill|ERRNO` strikes: the test suite walks every
-line of a ledger with it. What a ledger leaves out: reading, the database, logs, and the ledger's own writes.
+line of a ledger with it (tests/faults). What a ledger leaves out: reading, the database, logs, and the ledger's own writes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import errno
 import os
 import sys
 import time
-from _thread import _local
+from _thread import _local, allocate_lock
 from marshal import dumps as marshalled, loads
 
 from utsuwa.ledger.encode import dumps
@@ -68,18 +68,20 @@ class MissingReason(AssertionError):
 class Ledger:
     """One writer's part of a container's ledger.
 
-    `who` is engine, monitor or init; `sink` takes a finished Line. Numbers lines from 1 per `who`.
+    `who` is engine, monitor or init; `sink` takes a finished Line. Numbers lines from 1 per `who`. Several threads may write: each line has a
+    number of its own, and they reach the sink in that order.
     """
 
-    __slots__ = ("seq", "sink", "who")
+    __slots__ = ("_lock", "seq", "sink", "who")
 
     def __init__(self, who: str, sink: Callable[[Ledger, Line], None]) -> None:
-        self.who, self.sink, self.seq = who, sink, 0
+        self.who, self.sink, self.seq, self._lock = who, sink, 0, allocate_lock()
 
     def write(self, line: Line) -> None:
         """Number the line and hand it to the sink."""
-        self.seq += 1
-        self.sink(self, line)
+        with self._lock:
+            self.seq += 1
+            self.sink(self, line)
 
 
 def to_file(descriptor: int) -> Callable[[Ledger, Line], None]:
@@ -186,11 +188,15 @@ def record(call: str, args: tuple[Argument, ...], result: int | None) -> None:
 # ---------------------------------------------------------------------------------------------------------------- faults
 
 _counts: dict[tuple[str, str], int] = {}
+_counting = allocate_lock()
 _fault: tuple[str, str, int, str] | None = None
 
 
 def arm(text: str) -> None:
-    """Arm one fault, `WHO:CALL#N=kill|ERRNO` (N counts that WHO's CALLs from 1); an empty text disarms. Raises ValueError."""
+    """Arm one fault, `WHO:CALL#N=kill|ERRNO` (N counts that WHO's CALLs from 1); an empty text disarms. Raises ValueError.
+
+    WHO is engine, monitor, init, or cleanup: the engine's part of the process that a monitor becomes at the end, which arms it as its own.
+    """
     global _fault
     _counts.clear()
     if not text:
@@ -199,7 +205,7 @@ def arm(text: str) -> None:
     point, _, effect = text.partition("=")
     who, _, call = point.partition(":")
     call, _, number = call.partition("#")
-    if who not in ("engine", "monitor", "init") or not call or not effect:
+    if who not in ("engine", "monitor", "init", "cleanup") or not call or not effect:
         raise ValueError(f"UTSUWA_FAULT={text}: expected WHO:CALL#N=kill|ERRNO")
     _fault = (who, call, int(number or "1"), effect)
 
@@ -213,8 +219,9 @@ def fault(call: str) -> None:
         return
     who = current().who
     key = (who, call)
-    _counts[key] = _counts.get(key, 0) + 1
-    if _fault[:3] == (who, call, _counts[key]):
+    with _counting:
+        count = _counts[key] = _counts.get(key, 0) + 1
+    if _fault[:3] == (who, call, count):
         if _fault[3] == "kill":
             os.kill(os.getpid(), 9)
         number = getattr(errno, _fault[3])

@@ -45,12 +45,12 @@ class Client:
                 return
         self.queue.append((kind, body, tuple(os.dup(fd) for fd in fds)))
 
-    def flush(self, flags: int = _socket.MSG_DONTWAIT) -> None:
+    def flush(self) -> None:
         """Send what waits, as far as it goes. Raises OSError when the client is gone."""
         while self.queue:
             kind, body, fds = self.queue[0]
             try:
-                handshake.send(self.sock, kind, body, fds, flags)
+                handshake.send(self.sock, kind, body, fds, _socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             for fd in fds:
@@ -69,6 +69,24 @@ class Client:
                 os.close(fd)
         self.queue.clear()
         self.sock.close()
+
+
+def deliver(slow: list[Client]) -> None:
+    """Bring each what it is still owed, however long it takes; one that goes away is owed nothing. For a process of its own."""
+    waiting = {client.fileno(): client for client in slow}
+    poll = select.poll()
+    for fd in waiting:
+        poll.register(fd, select.POLLOUT)
+    while waiting:
+        for fd, events in poll.poll():
+            try:
+                waiting[fd].flush()
+                done = not waiting[fd].queue or events & (select.POLLHUP | select.POLLERR)
+            except OSError:
+                done = True
+            if done:
+                poll.unregister(fd)
+                del waiting[fd]
 
 
 class Stdin:
@@ -103,9 +121,10 @@ class Stdin:
                 self._watch(select.EPOLLOUT)
                 return
             except OSError:  # the container closed its input: what is sent goes nowhere
-                self.close()
-            if self.queue:
-                del self.queue[0]
+                if not self._reading:
+                    self.close()
+                    return
+            del self.queue[0]
             if client is not None:
                 _tell(client)
         self._watch(0)
@@ -123,12 +142,15 @@ class Stdin:
         self.queue = [(None if owner is client else owner, view) for owner, view in self.queue]
 
     def close(self) -> None:
-        """Close a pipe; a terminal is closed with the output. Idempotent."""
+        """Close a pipe, and let its writers go on; a terminal is closed with the output. Idempotent."""
         if self.fd >= 0 and not self._reading:
             self.poll.unregister(self.fd)
             os.close(self.fd)
             self.fd = -1
-            self.queue.clear()
+            left, self.queue = self.queue, []
+            for client, _ in left:
+                if client is not None:
+                    _tell(client)
 
     def _watch(self, events: int) -> None:
         if self.fd >= 0:

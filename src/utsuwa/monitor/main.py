@@ -59,18 +59,20 @@ class Monitor:
         if message is None or message[0] != handshake.CREATE:
             os._exit(0)
         self.config, self.bundle = message[1]  # type: ignore[misc]
-        self._own(message[2])
         try:
+            self._own(message[2])
             theirs = self._streams()
             self.attempt = create.create(self.config, self.bundle, theirs, self.book.fd)
             for fd in set(theirs):
                 os.close(fd)
             self._prepare()
             self._follow_init()
+            self._write_state("created")
+            handshake.send(self.engine, handshake.CREATED, self.attempt.pid)
         except UtsuwaError as error:
             self._failed(type(error).__name__, str(error), error.exit_code)
-        self._write_state("created")
-        handshake.send(self.engine, handshake.CREATED, self.attempt.pid)
+        except OSError as error:
+            self._failed("RuntimeFailure", f"cannot make the container: {error.strerror}", 125)
 
     def _own(self, fds: list[int]) -> None:
         """Take what makes us the one monitor: a session, the lock, the ledger, every orphan of the container."""
@@ -127,8 +129,9 @@ class Monitor:
             raise carried(body)
 
     def _failed(self, kind: str, text: str, code: int) -> None:
-        self.book.take(self.ledger_fd)
-        create.destroy(self.attempt)
+        if self.ledger_fd >= 0:
+            self.book.take(self.ledger_fd)
+        self._destroy()
         try:
             if self.engine is not None:
                 handshake.send(self.engine, handshake.FAILED, (kind, text, code))
@@ -136,6 +139,13 @@ class Monitor:
         except OSError:
             self._clean_up()
         os._exit(0)
+
+    def _destroy(self) -> None:
+        """Undo our part. What resists is tried again by whoever cleans up after us, the caller or `_clean_up`."""
+        try:
+            create.destroy(self.attempt)
+        except OSError:
+            return
 
     def start(self) -> None:
         """Wait for START, let init go, and see whether execve happened."""
@@ -145,7 +155,7 @@ class Monitor:
         except OSError:
             message = None
         if message is None or message[0] != handshake.START:
-            create.destroy(self.attempt)
+            self._destroy()
             if message is None:  # the caller died; DONE says that it undoes the rest itself
                 self._clean_up()
             os._exit(0)
@@ -274,7 +284,7 @@ class Monitor:
         assert self.log is not None and self.server is not None
         self.log.close()
         oom = cgroup.oom_kills(self.attempt.directories) > 0
-        create.destroy(self.attempt)
+        self._destroy()
         self._write_state("stopped", exit_code=self.exit_code, oom=oom)
         os.close(self.lock_fd)  # all is written: who takes the lock now may clean up
         self.lock_fd = -1
@@ -303,6 +313,9 @@ class Monitor:
         argv = [sys.executable, "-I", "-c", "import sys; sys.path.append(sys.argv[1]); from utsuwa.cli.main import main; main(sys.argv[2:])",
                 str(self.bundle["package"]), "_cleanup", str(self.bundle["id"])]
         environ = {"UTSUWA_ROOT": str(self.bundle["root"]), "UTSUWA_RUNROOT": str(self.bundle["run"]), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        point = os.environ.get("UTSUWA_FAULT", "")
+        if point.startswith("cleanup:"):
+            environ["UTSUWA_FAULT"] = "engine:" + point.removeprefix("cleanup:")
         if self.bundle.get("rootless"):
             environ["UTSUWA_ROOTLESS"] = str(self.bundle["rootless"])
         os.execve(sys.executable, argv, environ)

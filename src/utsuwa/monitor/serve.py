@@ -11,8 +11,8 @@ import _socket
 
 from utsuwa.kernel import process
 from utsuwa.ledger import because
-from utsuwa.monitor.clients import Client
-from utsuwa.runtime import enter, handshake
+from utsuwa.monitor.clients import Client, deliver
+from utsuwa.runtime import enter, handshake, init
 from utsuwa.runtime.terminal import TIOCSWINSZ
 
 TYPE_CHECKING = False
@@ -32,6 +32,7 @@ class Server:
         self.monitor = monitor
         self.clients: dict[int, Client] = {}
         self.sessions: dict[int, int] = {}  # pid of an exec session -> its client
+        self._kept: set[int] = set()  # terminals of exec sessions whose caller has let go
         directory = os.open(str(monitor.bundle["run_directory"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener: socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)  # type: ignore[assignment]
         os.umask(0o077)
@@ -49,6 +50,9 @@ class Server:
         """Serve one descriptor the event loop found ready."""
         if fd == self._listener.fileno():
             self._accept()
+            return
+        if fd in self._kept:
+            self._discard(fd)
             return
         client = self.clients.get(fd)
         if client is None:
@@ -83,6 +87,8 @@ class Server:
         for pid, fd in tuple(self.sessions.items()):
             if fd == client.fileno():  # its number may be another's soon
                 self.sessions[pid] = -1
+        if client.owner and client.attached:  # whose input it was; as Docker has it (StdinOnce), nobody else's comes after
+            self.monitor.stdin.end()
         client.close()
 
     def _request(self, client: Client, message: Message) -> None:
@@ -94,6 +100,9 @@ class Server:
             client.waiting = True
         elif kind == handshake.EXEC:
             self._exec(client, body, fds)  # type: ignore[arg-type]
+            return
+        elif kind == handshake.TTY:
+            self._keep(fds)
             return
         elif kind == handshake.SIGNAL:
             self._signal(client, body)
@@ -141,10 +150,29 @@ class Server:
             if client.attached:
                 self.tell(client, handshake.OUTPUT, (stream, data))
 
+    def _keep(self, fds: list[int]) -> None:
+        """Hold the terminal of an exec session whose caller has let go, so that its program is not hung up, and take its output, so that it is not held up."""
+        for fd in fds:
+            os.set_blocking(fd, False)
+            self._kept.add(fd)
+            self.monitor.poll.register(fd, select.EPOLLIN)
+
+    def _discard(self, fd: int) -> None:
+        try:
+            if os.read(fd, handshake.OUTPUT_CHUNK):
+                return
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: its last user is gone
+            pass
+        self._kept.discard(fd)
+        self.monitor.poll.unregister(fd)
+        os.close(fd)
+
     @property
     def full(self) -> bool:
-        """Whether an attached client is so far behind that the container's output must wait."""
-        return any(client.full for client in self.clients.values())
+        """Whether an attached client is so far behind that the container's output must wait. What one that has ended left in its pipes is taken at once: it is little."""
+        return self.monitor.exit_code is None and any(client.full for client in self.clients.values())
 
     # ---- exec
 
@@ -196,13 +224,18 @@ class Server:
         for fd, client in tuple(self.clients.items()):
             if client.owner or client.waiting or fd in sessions:
                 self.tell(client, handshake.EXITED, (128 + 9, False) if fd in sessions else (code, oom))
-        for client in tuple(self.clients.values()):
-            try:
-                client.flush(0)
-            except OSError:
-                continue
         self._listener.close()
         try:
             os.unlink(str(self.monitor.bundle["run_directory"]) + "/monitor.sock")
         except OSError:
-            return
+            pass
+        slow = [client for client in self.clients.values() if client.queue]
+        if slow:
+            keep = {self.monitor.poll.fileno(), *(client.fileno() for client in slow), *(fd for client in slow for _, _, fds in client.queue for fd in fds)}
+            with because("who reads slowly gets the rest from a process of its own: the end waits for nobody", "fork(2)", 1):
+                process.fork("deliver", lambda: _deliver(slow, keep))
+
+
+def _deliver(slow: list[Client], keep: set[int]) -> None:
+    init.keep_only(keep)
+    deliver(slow)

@@ -112,10 +112,11 @@ def remove(network: NetworkRecord) -> None:
     with because("the network is removed", "nft(8)", 4):
         stands = nftables.chain_policy("utsuwa", "forward") is not None
         delete([entry for _, address, entry in published() if network.holds(address_number(address))] if stands else [])
-        for text in ([f"delete element {TABLE} {element}" for element in _elements(network)] if stands else []) + _foreign_rules(network):
+        # Added first, so that deleting does not fail for what is not there: of an interval set nft says EINVAL then.
+        for text in ([f"add element {TABLE} {element}\ndelete element {TABLE} {element}" for element in _elements(network)] if stands else []) + _foreign_rules(network):
             try:
                 nftables.run(text)
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):  # somebody else's subnet that overlaps; rules and sets that are gone
                 continue
         if stands and "elements" not in nftables.listing(f"list set {TABLE} bridges"):
             nftables.run(f"delete table {TABLE}")

@@ -79,6 +79,7 @@ def _inside(entry: Entry) -> None:
     try:
         with because("a session of its own", "setsid(2)", 1):
             process.setsid()
+        terminal.reset_signals()
         if entry.process.get("terminal"):
             devpts = files.openat2(mount.AT_FDCWD, "/dev/pts", files.O_PATH | os.O_DIRECTORY, 0, files.RESOLVE_NO_MAGICLINKS)
             master, slave = terminal.open_pair(devpts, entry.process)

@@ -6,6 +6,8 @@ import fcntl
 import os
 import stat
 
+import _signal as signal  # `signal` itself imports enum, 2 ms
+
 from utsuwa.errors import RuntimeFailure
 from utsuwa.kernel import files, mount, process
 from utsuwa.kernel.door import close, is_real
@@ -26,6 +28,7 @@ def set_up(plan: Plan, root: Root) -> None:
     spec: dict[str, object] = plan.config["process"]  # type: ignore[assignment]
     with because("a session of its own: signals of the caller's terminal do not reach it", "setsid(2)", 1):
         process.setsid()
+    reset_signals()
     if not spec.get("terminal"):
         use_streams(plan.stdio, spec)
         return
@@ -39,6 +42,19 @@ def set_up(plan: Plan, root: Root) -> None:
         handshake.send(plan.sock, handshake.TTY, None, (master,))
         take(slave)
     close(master)
+
+
+def reset_signals() -> None:
+    """Ignore and block no signal. What Python, the monitor or its caller ignores would stay so past execve: `yes | head` would complain, and a shell can not even trap it.
+
+    signal(7), execve(2); POSIX, trap.
+    """
+    if not is_real():
+        return
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def open_pair(devpts: int, spec: dict[str, object]) -> tuple[int, int]:

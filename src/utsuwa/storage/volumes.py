@@ -21,6 +21,8 @@ from utsuwa.storage.request import check_name, collect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from utsuwa.state.db import Database
     from utsuwa.state.paths import Paths
     from utsuwa.storage.request import Request
@@ -129,7 +131,7 @@ def _exists(top: int, name: str) -> bool:
 
 def _make_new(db: Database, top: int, row: rows.VolumeRow, lower: list[str], destination: str) -> None:
     """Make a volume beside its place, fill it, and rename it there with its row in one transaction. A second maker's is thrown away."""
-    _sweep(top)
+    _dead(top, remove_tree)
     temporary, held = _temporary(top)
     try:
         os.mkdir("_data", 0o755, dir_fd=held)
@@ -166,17 +168,27 @@ def _temporary(top: int) -> tuple[str, int]:
         os.close(fd)  # swept between mkdir and flock
 
 
+def unfinished(paths: Paths) -> list[str]:
+    """Return what killed commands were filling, by name. Looks only."""
+    return _each_dead(paths, lambda _top, _name: None)
+
+
 def sweep(paths: Paths) -> list[str]:
     """Remove what killed commands were filling; return the names. For `system check --repair`; `make` does it too."""
+    return _each_dead(paths, remove_tree)
+
+
+def _each_dead(paths: Paths, action: Callable[[int, str], None]) -> list[str]:
     top = os.open(paths.root + "/volumes", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _sweep(top)
+        return _dead(top, action)
     finally:
         os.close(top)
 
 
-def _sweep(top: int) -> list[str]:
-    gone = []
+def _dead(top: int, action: Callable[[int, str], None]) -> list[str]:
+    """Do something with each temporary directory whose lock is free, which is held meanwhile."""
+    dead = []
     for name in os.listdir(top):
         if not name.startswith(TEMPORARY):
             continue
@@ -186,13 +198,13 @@ def _sweep(top: int) -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(top, name)
-            gone.append(name)
+            action(top, name)
+            dead.append(name)
         except BlockingIOError:
             continue
         finally:
             os.close(fd)
-    return gone
+    return dead
 
 
 def _fill_empty(top: int, name: str, lower: list[str], destination: str) -> None:

@@ -1,0 +1,79 @@
+"""Killed or failing at every line of a run's ledger and at every step: the next command works and nothing is left (issue 2; design.md, 5)."""
+
+from collections import Counter
+
+import pytest
+
+from support.faults import LAUNCH, REMOVAL, Ground, fail, steps, strike, told, walk
+
+LEAST, LEAST_ROOTLESS = 80, 25
+BRIDGED = pytest.mark.root_only("an ordinary user has no bridge yet")
+EXCUSED = {
+}
+"""(who, call) whose failure does not stop a run, and why."""
+
+
+@pytest.fixture(scope="module")
+def image(registry):
+    return f"{registry.address}/busybox"
+
+
+@pytest.fixture(scope="module")
+def grounds(_root_lane, image):
+    """Two state trees, so that two points are struck at once. Their bridges stand."""
+    made = [Ground(_root_lane, word, image, "bridge") for word in ("one", "two")]
+    for ground in made:
+        ground.record()
+    return made
+
+
+def report(places, wrong, least):
+    print(f"{len(places)} points tried: " + ", ".join(f"{who} {count}" for who, count in Counter(place.who for place in places).items()))
+    assert len(places) >= least
+    assert not wrong, told(wrong)
+
+
+@BRIDGED
+@pytest.mark.timeout(240)
+def test_killed_at_every_line_of_a_detached_run(grounds):
+    places = [*grounds[0].record(), *steps("engine", LAUNCH), *steps("cleanup", REMOVAL)]
+    assert {place.who for place in places} == {"engine", "monitor", "init", "cleanup"}
+    report(places, walk(grounds, places, strike), LEAST)
+
+
+@BRIDGED
+@pytest.mark.timeout(120)
+def test_killed_while_it_makes_the_bridge(grounds):
+    def first(ground, point):
+        ground.unmake_network()
+        return strike(ground, point)
+
+    standing = grounds[0].record()
+    grounds[0].unmake_network()
+    places = [place for place in grounds[0].record() if place.who == "engine"]
+    assert len(places) > sum(place.who == "engine" for place in standing)
+    report(places, walk(grounds, places, first), 20)
+
+
+@BRIDGED
+def test_a_caller_in_the_foreground_killed_while_it_cleans_up(grounds):
+    places = [place for place in grounds[0].record(options=()) if place.who == "engine"]
+    places = [*places[-4:], *steps("engine", REMOVAL)]
+    report(places, walk(grounds, places, lambda ground, point: strike(ground, point, options=())), 6)
+
+
+@BRIDGED
+@pytest.mark.timeout(240)
+def test_a_call_that_fails_is_one_clear_line_and_undone_at_once(grounds):
+    places = [*grounds[0].record(), *steps("engine", LAUNCH[:5])]
+    places = [place for place in places if place.who == "engine" or place.number % 3 == 1]
+    report(places, walk(grounds, places, lambda ground, point: fail(ground, point, EXCUSED)), 60)
+
+
+@pytest.mark.rootless_only("the root lane has the whole walk")
+@pytest.mark.timeout(240)
+def test_killed_at_every_few_lines_as_an_ordinary_user(lane, image):
+    grounds = [Ground(lane, word, image, "none") for word in ("one", "two")]
+    places = grounds[0].record()
+    places = [*(place for place in places if place.who != "init"), *[place for place in places if place.who == "init"][::5], *steps("engine", LAUNCH), *steps("cleanup", REMOVAL)]
+    report(places, walk(grounds, places, strike), LEAST_ROOTLESS)
