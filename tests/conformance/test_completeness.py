@@ -28,7 +28,7 @@ UNTOLD = {
 JOINING = Counter({"setns": 1, "setresgid": 1, "setresuid": 1})
 """The rootless engine joins the user's namespaces before it knows of any container."""
 FORKS = "clone,clone3,?fork,?vfork"
-FILES = "openat,?open,mkdirat,?mkdir,?rmdir,unlinkat,symlinkat,?symlink"
+FILES = "?openat2,openat,?open,mkdirat,?mkdir,?rmdir,unlinkat,symlinkat,?symlink"
 SOCKETS = "bind,ioctl,sendto,sendmsg"
 
 
@@ -93,7 +93,7 @@ def seen(call, state):
         return [kind] if kind else []
     if name == "prctl":
         return [f"prctl {args.partition(',')[0]}"] if args.partition(",")[0] in PRCTL else []
-    if name in ("openat", "open"):
+    if name in ("openat", "openat2", "open"):
         where = path(args)
         return [f"write {os.path.basename(where)}"] if re.search("O_WRONLY|O_RDWR", args) and re.search("/proc/|^/sys/", where) else []
     if name in ("mkdir", "mkdirat", "rmdir", "unlinkat"):

@@ -147,7 +147,9 @@ def test_a_running_and_a_removed_container_are_explained(utsuwa):
         assert utsuwa("explain", "--last", check=True).out == out
     finally:
         utsuwa("rm", "--force", name, check=True)
-    assert "the container is gone" in utsuwa("explain", name[:12], check=True).out
+    told = utsuwa("explain", name[:12], check=True).out
+    assert "somebody signals the container" in told
+    assert ("the container is gone" in told) != utsuwa.rootless  # whose containers have neither control groups nor a network to take down
     assert utsuwa("explain", "--last", "--topic", "6", check=True).out.startswith("06 security")
 
 
@@ -168,3 +170,35 @@ def test_bad_input_is_one_clear_line(utsuwa, args, says):
     utsuwa("run", "--rm", "--network", "none", "hello", check=True)
     done = utsuwa(*args)
     assert (done.code, done.out) == (125, "") and says in done.err and done.err.count("\n") == 1
+
+
+# ---- the plan
+
+def test_the_plan_is_the_ledger_before_anything_is_made(utsuwa):
+    options = ["--network", "none"] if utsuwa.rootless else ["-p", "127.0.0.1::80", "--memory", "64m", "--pids-limit", "50"]
+    utsuwa("run", "--rm", *options, "host", "true", check=True)  # the bridge and the parents of the groups are made
+    planned = json.loads(utsuwa("run", "--dry-run", "--format", "json", *options, "host", "sleep", "60", check=True).out)
+    assert utsuwa("ps", "--all", "--quiet", check=True).out == ""
+    assert {line["result"] for line in planned} == {None}
+    name = utsuwa("run", "-d", *options, "host", "sleep", "60", check=True).out.strip()
+    try:
+        made = json.loads(utsuwa("explain", name, "--format", "json", check=True).out)
+    finally:
+        utsuwa("rm", "--force", name, check=True)
+    for who in ("engine", "monitor", "init"):
+        # The address and the descriptors are others; the calls, their order and their reasons are the same. The network is made in a thread of its own.
+        assert calls(planned, who) == calls(made, who)
+    assert [line["seq"] for line in planned if line["who"] == "init"] == list(range(1, 1 + len(calls(planned, "init"))))
+
+
+def calls(lines, who):
+    told = [(line["call"], line["why"]) for line in lines if line["who"] == who]
+    return sorted(told) if who == "engine" else told
+
+
+def test_a_plan_makes_nothing_and_a_form_needs_one(utsuwa):
+    out = utsuwa("run", "--dry-run", "--network", "none", "hello", check=True).out
+    assert "01 container" in out and "Hello from utsuwa" not in out
+    assert utsuwa("ps", "--all", "--quiet", check=True).out == ""
+    done = utsuwa("run", "--format", "json", "hello")
+    assert (done.code, done.err) == (125, "utsuwa: --format is the form of --dry-run; leave it out, or add --dry-run\n")

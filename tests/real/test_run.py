@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -65,6 +66,36 @@ def test_no_descriptor_is_left_open_in_it(box):
 @pytest.mark.parametrize(("code", "script"), [(0, "true"), (1, "false"), (255, "exit 255"), (129, "trap 'exit 129' HUP; kill -HUP $$")])
 def test_exit_codes(box, code, script):
     assert box.run("sh", "-c", script, check=False) == (code, "", "", b"")
+
+
+@pytest.mark.parametrize(("code", "argv", "says"), [
+    (127, ["no-such-program"], "executable file not found in $PATH"), (127, ["/no/such/program"], "no such file or directory"),
+    (126, ["/etc/passwd"], "permission denied"), (126, ["/etc"], "permission denied"),
+])
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_command_that_cannot_run_is_one_line_and_its_code(box, verb, code, argv, says):
+    if verb == "run":
+        one_line(box.run(*argv, check=False), argv[0], says, code=code)
+    else:
+        one_line(box.lane("exec", box.start("sleep", "1000"), *argv), argv[0], says, code=code)
+
+
+@pytest.mark.parametrize("verb", [("exec", "true"), ("attach",)])
+def test_a_container_that_is_not_there_or_does_not_run_is_1(box, verb):
+    name = box.name()
+    one_line(box.lane(verb[0], name, *verb[1:]), "No such container", code=1)
+    box.lane("run", "--name", name, "--network", "none", box.image, "true", check=True)
+    one_line(box.lane(verb[0], name, *verb[1:]), "not running" if verb[0] == "exec" else "cannot attach to a stopped container", code=1)
+
+
+@pytest.mark.parametrize("name", ["KILL", "SEGV", "TERM"])
+def test_a_program_killed_by_a_signal_has_128_and_its_number(box, name):
+    number = signal.Signals[f"SIG{name}"]
+    where = box.start("sleep", "1000")
+    assert box.lane("exec", where, "sh", "-c", f"kill -{name} $$").code == 128 + number
+    assert box.run("sh", "-c", f"sh -c 'kill -{name} $$'; exit $?", check=False).code == 128 + number
+    box.lane("kill", where, check=True)
+    assert box.inspect(where)["State"]["ExitCode"] == 137
 
 
 # ---- environment, user, directory
@@ -345,3 +376,15 @@ def test_twenty_at_once(box):
             out, err = process.communicate(timeout=60)
             ended.append((process.returncode, len(out), err))
     assert ended == [(5, 13, b"")] * 20
+
+
+def test_a_container_that_stops_what_enters_it_does_not_stop_its_monitor(box):
+    """Its root may signal whatever appears in its pid namespace, exec's process before the program runs too."""
+    name = box.start("sh", "-c", "while true; do kill -STOP -1; done")
+    entering = [box.lane.popen("exec", name, "true") for _ in range(4)]
+    time.sleep(0.5)
+    box.lane("kill", name, check=True, timeout=10)
+    assert box.lane("wait", name, check=True, timeout=10).out == "137\n"
+    for process in entering:
+        with process:
+            assert process.wait(10) in (0, 125, 137)

@@ -1,6 +1,6 @@
 """What the engine could leave behind, as sets of words: a snapshot before and after, and the difference is named.
 
-Left out on purpose, because they stay by design: the empty group `utsuwa` at the top of each cgroup hierarchy, bridges and what nftables knows
+Left out on purpose, because they stay by design: the group `utsuwa` at the top of each cgroup hierarchy, with nothing but its `monitors`, bridges and what nftables knows
 of them, pulled images, and the rootless holder.
 """
 
@@ -11,7 +11,7 @@ import subprocess
 import time
 
 BRIDGE = re.compile(r"utsuwa\d+")
-CGROUP = "utsuwa"
+CGROUP, MONITORS = "utsuwa", "monitors"
 HOLDER = "utsuwa-holder"
 """Word in the arguments of the rootless holder, one for each user, which outlives its commands."""
 NFT = "/usr/sbin/nft"
@@ -82,7 +82,7 @@ def _cgroups() -> list[str]:
         for entry in os.scandir(top):
             if entry.name.startswith(CGROUP) and entry.is_dir(follow_symlinks=False):
                 inner = [path for path, _, _ in os.walk(entry.path)]
-                found += inner[1:] if entry.name == CGROUP else inner
+                found += [path for path in inner[1:] if path != f"{entry.path}/{MONITORS}"] if entry.name == CGROUP else inner
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from utsuwa.cli.flags import BOOL, INT, TEXT, Flag, parse
-from utsuwa.errors import NotFound, UtsuwaError
+from utsuwa.errors import Conflict, NotFound, UtsuwaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def _each(words: list[str], act: Callable[[str], None]) -> int:
 
 
 def attach(argv: list[str]) -> int:
-    """Attach to a running container; the exit code is the container's, 0 after the detach keys."""
+    """Attach to a running container; the exit code is the container's, 0 after the detach keys, 1 where there is no such container or it does not run."""
     flags = (Flag("detach-keys", kind=TEXT, help="Override the key sequence for detaching a container"), Flag("no-stdin", kind=BOOL, help="Do not attach STDIN"),
              Flag("sig-proxy", kind=BOOL, help="Proxy all received signals to the process", default=True))
     given, words = parse("attach", "utsuwa attach [OPTIONS] CONTAINER", flags, argv, least=1, most=1, summary="Attach local standard input, output, and error streams to a running container")
@@ -34,9 +34,13 @@ def attach(argv: list[str]) -> int:
     from utsuwa.engine import containers, control
 
     where = context()
-    row = containers.find(where, words[0])
     keys = detach_keys(given.text("detach-keys")) if "detach-keys" in given.given else b"\x10\x11"
-    outcome = control.attach(where, row.id, stdin=-1 if given.on("no-stdin") else 0, keys=keys, signals=True, proxy=given.on("sig-proxy"))
+    try:
+        row = containers.find(where, words[0])
+        outcome = control.attach(where, row.id, stdin=-1 if given.on("no-stdin") else 0, keys=keys, signals=True, proxy=given.on("sig-proxy"))
+    except (NotFound, Conflict) as error:
+        error.exit_code = 1
+        raise
     return 0 if outcome.detached else outcome.code
 
 

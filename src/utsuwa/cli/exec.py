@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from utsuwa.cli.flags import BOOL, LIST, TEXT, Flag, parse
-from utsuwa.errors import UsageError
+from utsuwa.errors import Conflict, NotFound, UsageError
 
 FLAGS = (
     Flag("detach", "d", BOOL, "Detached mode: run command in the background"),
@@ -19,7 +19,7 @@ FLAGS = (
 
 
 def main(argv: list[str]) -> int:
-    """Run a command in a running container; the exit code is its own, 126 or 127 where it cannot run, 1 where there is no such container."""
+    """Run a command in a running container; the exit code is its own, 126 or 127 where it cannot run, 1 where there is no such container or it does not run."""
     given, words = parse(
         "exec", "utsuwa exec [OPTIONS] CONTAINER COMMAND [ARG...]", FLAGS, argv, stop_at_first=True, least=2, unsupported=frozenset({"privileged", "env-file"}),
         summary="Execute a command in a running container",
@@ -39,6 +39,10 @@ def main(argv: list[str]) -> int:
         from utsuwa.cli.run import detach_keys
 
         wanted.detach_keys = detach_keys(given.text("detach-keys"))
-    code = run(context(), wanted, stdin=0, signals=True)
+    try:
+        code = run(context(), wanted, stdin=0, signals=True)
+    except (NotFound, Conflict) as error:
+        error.exit_code = 1
+        raise
     note_modules("engine")
     return code

@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code. Never returns; an error of ours is one line, never a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     code = 125
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:  # a stream that the caller closed: its number must not become something else's
+        os.set_inheritable(fd, True)
+    os.close(fd)
     try:
         code = dispatch(argv)
         sys.stdout.flush()
@@ -109,8 +112,13 @@ def report(error: Exception) -> int:
         text, code = f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}".lower(), 125
     else:
         text, code = f"internal error: {type(error).__name__}: {error}; set UTSUWA_DEBUG=1 and report the traceback", 125
-    os.write(2, f"utsuwa: {text}\n".encode(errors="surrogateescape"))
+    os.write(2, f"utsuwa: {printable(text)}\n".encode(errors="surrogateescape"))
     return code
+
+
+def printable(text: str) -> str:
+    """Return a message as one line that a terminal may be given: images and users have put words in it."""
+    return "".join(letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def usage() -> str:

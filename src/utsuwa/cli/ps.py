@@ -64,15 +64,20 @@ def describe(_where: Context, known: Spec, *, full: bool) -> dict[str, str]:
     created = int(known["created"]) // 1_000_000_000  # type: ignore[call-overload]
     options: Spec = known["options"]  # type: ignore[assignment]
     points: list[Spec] = known["volumes"]  # type: ignore[assignment]
-    mounts = [str(point.get("name") or point.get("source") or "") for point in points]
+    mounts = [shorten(str(point.get("name") or point.get("source") or ""), 0 if full else 15) for point in points]
     return {
         "ID": str(known["id"]) if full else str(known["id"])[:12], "Image": str(known["image_name"]),
-        "Command": gofmt.quote(command if full or len(command) <= 20 else command[:19] + "…"),
+        "Command": gofmt.quote(shorten(command, 0 if full else 20)),
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(created)), "RunningFor": units.duration(time.time() - created) + " ago",
         "Status": status_text(state), "State": {"stopped": "exited", "creating": "created"}.get(str(state["status"]), str(state["status"])),
         "Ports": ports_text(known["network"]), "Names": str(known["name"]),  # type: ignore[arg-type]
         "Networks": str(options.get("network") or ""), "Mounts": ",".join(mounts), "Size": "0B", "Labels": "", "LocalVolumes": str(sum(point.get("type") == "volume" for point in points)),
     }
+
+
+def shorten(text: str, most: int) -> str:
+    """Return text of at most so many characters, 0 for all, the last one `…` where there were more."""
+    return text if not most or len(text) <= most else text[:most - 1] + "…"
 
 
 def command_text(args: list[str]) -> str:

@@ -78,6 +78,8 @@ def main(argv: list[str]) -> int:
 def _main(argv: list[str], seed: Seed | None) -> int:
     given, words = parse("run", USAGE, FLAGS, argv, stop_at_first=True, least=1, unsupported=UNSUPPORTED, summary=SUMMARY)
     options = translate(given, words)
+    if "format" in given.given and not options.dry_run:
+        raise UsageError("--format is the form of --dry-run; leave it out, or add --dry-run")
     from utsuwa.cli.main import context
 
     if options.dry_run:

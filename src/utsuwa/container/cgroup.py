@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Resources = dict[str, dict[str, object]]
     Setting = tuple[str, str, str]  # controller, file, text
 
+MONITORS = "monitors"
 REMOVE_TRIES = 400
 KILL_PASSES = 50
 
@@ -168,7 +169,7 @@ def make(groups: Groups, path: str, resources: Resources) -> dict[str, str]:
     directories = groups.directories(path)
     with because("a control group of its own in every hierarchy: what the container uses is counted and bounded there", "cgroups(7)", 1):
         for hierarchy, directory in directories.items():
-            _make_directory(directory)
+            _make_directory(directory, groups.pure)
             if "cpuset" in hierarchy.split(","):
                 _fill_cpuset(directory)
     writes = settings_v2(resources) if groups.pure else settings_v1(resources)
@@ -178,7 +179,28 @@ def make(groups: Groups, path: str, resources: Resources) -> dict[str, str]:
             raise RuntimeFailure(f"cannot limit {controller}: this kernel has no {controller} controller; drop the flag that sets {file}")
         with because(_WHY.get(controller, "a limit of the container's"), f"cgroups(7), {file}", 1):
             _set(f"{directories[where]}/{file}", text)
+    if "devices" in resources and not _hierarchy(groups, "devices"):
+        _limit_devices(directories.get("unified", ""), resources["devices"])  # type: ignore[arg-type]
     return directories
+
+
+def _limit_devices(directory: str, rules: list[dict[str, object]]) -> None:
+    """Attach a program that knows the rules: cgroup v2 has no devices controller. Raises RuntimeFailure: without it a container opens any disk."""
+    from utsuwa.kernel import bpf
+    from utsuwa.kernel.door import FAKE, close, is_real, label
+
+    fd = label(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if is_real() else FAKE, directory)
+    program = -1
+    try:
+        with because(_WHY["devices"], "bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE", 6):
+            program = bpf.load(bpf.device_program(rules), f"{len(rules)} device rules")
+            bpf.attach(program, fd)
+    except OSError as error:
+        raise RuntimeFailure(f"cannot limit devices: {error.strerror}") from None
+    finally:
+        for each in (program, fd):
+            if each >= 0:
+                close(each)
 
 
 def _set(path: str, text: str) -> None:
@@ -192,7 +214,7 @@ def _set(path: str, text: str) -> None:
         raise RuntimeFailure(f"cannot set {path} to {text}: {(error.strerror or '').rpartition(': ')[2]}") from None
 
 
-def _make_directory(directory: str) -> None:
+def _make_directory(directory: str, delegate: bool) -> None:
     parent = directory.rpartition("/")[0]
     for each in (parent, directory):
         if not os.path.isdir(each):
@@ -200,8 +222,8 @@ def _make_directory(directory: str) -> None:
                 files.mkdir(each, 0o755)
             except FileExistsError:
                 continue
-            if each == parent and os.path.exists(each + "/cgroup.subtree_control"):
-                _delegate(parent)
+        if delegate and each == parent:  # each time: whoever made the parent may have been killed before this
+            _delegate(parent)
 
 
 def _delegate(parent: str) -> None:
@@ -240,6 +262,18 @@ def enter(directories: dict[str, str], pid: int = 0) -> None:
             files.write_file(directory + "/cgroup.procs", str(pid))
 
 
+def shelter(groups: Groups, parent: str) -> None:
+    """Move the caller, a monitor, into `parent`/monitors, where systemd keeps account of processes: a session or unit that ends takes no container along.
+
+    Only there: what a monitor uses is still counted where its caller is. Idempotent. The group stays, like `parent`. systemd.kill(5)
+    """
+    directories = {name: where for name, where in groups.directories(f"{parent}/{MONITORS}").items() if name in ("unified", "name=systemd")}
+    with because("the monitor outlives its caller's session: a group of the monitors' own, which nobody ends as a whole", "cgroups(7); systemd.kill(5)", 1):
+        for directory in directories.values():
+            _make_directory(directory, groups.pure)
+            files.write_file(directory + "/cgroup.procs", "0")
+
+
 def warm_up() -> None:
     """Move ourselves to where we are. Changes nothing; costs what the first move after a quiet time costs: a wait for every CPU, 10 ms (rcu_sync).
 
@@ -250,7 +284,7 @@ def warm_up() -> None:
         for line in _read("/proc/self/cgroup").splitlines():
             if line.startswith("0::"):
                 own = line[3:].rstrip("/")
-        if top:
+        if top and os.access(f"{top}{own}/cgroup.procs", os.W_OK):
             with because("the first move into a control group after a quiet time waits for every CPU: waited for now, while the monitor boots", "cgroups(7), cgroup.procs", 1):
                 files.write_file(f"{top}{own}/cgroup.procs", str(os.getpid()))
     except OSError:

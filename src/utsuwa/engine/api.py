@@ -53,12 +53,16 @@ class Engine:
             self._remote = Remote(self._paths)
 
     def _context(self) -> Context:
-        """Return this thread's context: a database connection belongs to one thread."""
-        context: Context | None = getattr(self._local, "context", None)
+        """Return this thread's context: a database connection belongs to one thread, and does not survive a fork (SQLite, "How to corrupt", 2.6)."""
+        kept: dict[int, Context] | None = getattr(self._local, "contexts", None)
+        if kept is None:
+            kept = self._local.contexts = {}
+        context = kept.get(os.getpid())
         if context is None:
             from utsuwa.engine.context import open_context
 
-            context = self._local.context = open_context(self._paths)
+            # A parent's connection stays in `kept`, unused: closing it here would let go of locks and files that are the parent's.
+            context = kept[os.getpid()] = open_context(self._paths)
         return context
 
     def close(self) -> None:

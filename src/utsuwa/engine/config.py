@@ -127,7 +127,9 @@ def mounts(directory: str, binds: list[Spec], *, own_network: bool, in_userns: b
     for name in ("resolv.conf", "hostname", "hosts"):
         if f"/etc/{name}" not in given:
             found.append(_mount(f"/etc/{name}", "bind", "rbind", "rprivate", source=f"{directory}/{name}"))
-    return [item for item in found if item["destination"] not in given] + sorted(binds, key=lambda bind: str(bind["destination"]).count("/"))
+    # As in Docker, a /dev of the user's own is left alone, and nothing of ours is put in it.
+    kept = [item for item in found if item["destination"] not in given and not ("/dev" in given and str(item["destination"]).startswith("/dev/"))]
+    return kept + sorted(binds, key=lambda bind: str(bind["destination"]).count("/"))
 
 
 def namespaces(network: str, netns: str) -> list[Spec]:

@@ -211,6 +211,7 @@ def _make(path: str) -> None:
 def _write(path: str, text: str, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
+        os.fchmod(fd, mode)  # whatever the caller's umask
         os.write(fd, text.encode())
     finally:
         os.close(fd)
@@ -289,7 +290,7 @@ def undo(this: Launch) -> None:
     this.sandbox.release()
     try:
         this.sandbox.wait()  # what its thread still makes must be there before it is removed
-    except BaseException:  # noqa: BLE001, S110 - told already, or not what failed first
+    except BaseException:  # noqa: BLE001 - told already, or not what failed first
         pass
     try:
         remove_all(this.context, this.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from utsuwa import ledger
+from utsuwa.container import cgroup
 from utsuwa.engine import images, launch
 from utsuwa.engine.seed import Seed
 from utsuwa.kernel import door
@@ -26,10 +27,12 @@ def plan(context: Context, options: RunOptions) -> list[Spec]:
         seed = Seed()
         this = launch.Launch(context, options, seed)
         with ledger.recording(seed.book):
+            cgroup.warm_up()
             this.image = images.resolve(context, options.image)
             launch.decide(this)
             this.sandbox.plan()
         with ledger.recording(ledger.Ledger("monitor", seed.held)):
+            create.adopt_orphans()
             create.create(this.config, this.bundle, ())
         lines = [json.loads(line) for line in seed.held.lines]
         seed.sock.close()

@@ -95,13 +95,16 @@ def finish(context: Context, container: str) -> None:
 
 
 def settle(context: Context, container: str, state: Spec | None = None) -> None:
-    """Give back what a stopped container does not need and mark its row as settled. Idempotent. `state` is written down where its monitor could not."""
+    """Give back what a stopped container does not need and mark its row as settled. Idempotent. `state` is written down where its monitor could not.
+
+    One that somebody is removing stays so marked: whoever finds them dead goes on with that.
+    """
     with locked(context, container):
         if state is not None and state.get("error"):
             _write_state(context.paths.container(container) + "/state.json", {**state, "finished": time.time_ns()})
         release(context, container, record_of(context, container))
         with context.db.write():
-            context.db.do("UPDATE container SET phase='up' WHERE id=?", container)
+            context.db.do("UPDATE container SET phase='up' WHERE id=? AND phase NOT LIKE ?", container, REMOVING + "%")
         remove_in(context.paths.run + "/containers", container)  # last: it leads the next command here
 
 

@@ -34,7 +34,10 @@ def record_of(context: Context, container: str) -> Spec:
 
 
 class locked:  # noqa: N801 - reads as a sentence: `with locked(context, id)`
-    """The container's lock, which its monitor holds for life: who has it knows that the monitor is gone. `held` says whether it was free."""
+    """The container's lock, which its monitor holds for life: who has it knows that the monitor is gone. `held` says whether it was free.
+
+    Without `wait` it only looks, and shares it: two who look do not take each other for a monitor.
+    """
 
     __slots__ = ("_fd", "held", "path", "wait")
 
@@ -48,7 +51,7 @@ class locked:  # noqa: N801 - reads as a sentence: `with locked(context, id)`
             self.held = True
             return self
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+            fcntl.flock(self._fd, fcntl.LOCK_EX if self.wait else fcntl.LOCK_SH | fcntl.LOCK_NB)
             self.held = True
         except BlockingIOError:
             pass
@@ -209,6 +212,7 @@ def _anonymous_volumes(context: Context, record: Spec, wanted: bool) -> None:
         for name in names:
             store.remove(context.db, context.paths, name)
         trash = context.paths.root + "/trash"
+        store.sweep(context.paths)  # one was being filled when its engine was killed
         for name in os.listdir(trash):  # what one who was killed here had thrown away and not deleted
             if name.startswith("volume-") and name[7:].rpartition("-")[0] in names:
                 remove_in(trash, name)

@@ -45,7 +45,7 @@ class Remote:
         self._sock: socket | None = None
         self._pid = 0
 
-    def call(self, name: str, **arguments: object) -> object:
+    def call(self, name: str, /, **arguments: object) -> object:
         """Return what the engine's use case `name` returns for these plain arguments. Raises what it raises, as UtsuwaError."""
         ours, theirs = handshake.pair()
         try:

@@ -8,7 +8,7 @@ STATE_CHANGING = frozenset({
     "unshare", "setns", "sethostname", "setdomainname",
     "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "mount_setattr", "fspick",
     "setgroups", "setresuid", "setresgid", "setuid", "setgid", "capset", "seccomp",
-    "mknodat", "mknod", "kill", "pidfd_send_signal", "execve", "keyctl", "setsid",
+    "bpf", "mknodat", "mknod", "kill", "pidfd_send_signal", "execve", "keyctl", "setsid",
 })
 """System calls recorded one to one under their own names."""
 

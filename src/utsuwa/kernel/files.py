@@ -14,6 +14,7 @@ from utsuwa.kernel.door import SYSCALLS, call_os, close, is_real, label, labels,
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
 IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 O_PATH = os.O_PATH
+PROC_SUPER_MAGIC = 0x9FA0
 _long = ctypes.c_long
 
 
@@ -36,6 +37,19 @@ def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = IN_
         else:
             return label(fd, name)
     raise AssertionError("unreachable")
+
+
+class _Statfs(ctypes.Structure):
+    """The start of struct statfs, and room for the rest. statfs(2)."""
+
+    _fields_ = (("f_type", ctypes.c_long), *((f"rest{number}", ctypes.c_long) for number in range(31)))
+
+
+def file_system(fd: int) -> int:
+    """Return the magic number of the file system that a descriptor (O_PATH too) lies on. Raises OSError. fstatfs(2)."""
+    found = _Statfs()
+    look(libc.fstatfs, ctypes.c_int(fd), ctypes.byref(found), what="fstatfs")
+    return int(found.f_type)
 
 
 def mkdirat(dirfd: int, name: str, mode: int) -> None:
@@ -72,15 +86,21 @@ def rmdir(path: str) -> None:
 
 
 def write_file(path: str, text: str, dirfd: int | None = None) -> None:
-    """Make one write(2) to a file of /proc or a cgroup, which takes a value in one call. Raises OSError naming it."""
+    """Make one write(2) to a file of /proc or a cgroup, which takes a value in one call. Raises OSError naming it.
+
+    Beneath `dirfd`, a mount of our own: no symlink is followed and no other mount entered.
+    """
     name = os.path.join(labels.get(dirfd, ""), path) if dirfd is not None else path
 
     def write() -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=dirfd)
+        if dirfd is None:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        else:
+            fd = openat2(dirfd, path, os.O_WRONLY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV)
         try:
             os.write(fd, text.encode())
         finally:
-            os.close(fd)
+            close(fd)
 
     call_os("write", (name, text), name, write)
 
@@ -109,6 +129,6 @@ def make_directories(root: int, path: str, mode: int = 0o755) -> int:
 
 
 __all__ = [
-    "IN_ROOT", "O_PATH", "RESOLVE_BENEATH", "RESOLVE_IN_ROOT", "RESOLVE_NO_MAGICLINKS", "RESOLVE_NO_SYMLINKS", "RESOLVE_NO_XDEV", "close",
-    "fchmodat", "make_directories", "mkdir", "mkdirat", "mknodat", "openat2", "rmdir", "show", "symlinkat", "write_file",
+    "IN_ROOT", "O_PATH", "PROC_SUPER_MAGIC", "RESOLVE_BENEATH", "RESOLVE_IN_ROOT", "RESOLVE_NO_MAGICLINKS", "RESOLVE_NO_SYMLINKS", "RESOLVE_NO_XDEV", "close",
+    "fchmodat", "file_system", "make_directories", "mkdir", "mkdirat", "mknodat", "openat2", "rmdir", "show", "symlinkat", "write_file",
 ]

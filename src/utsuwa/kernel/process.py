@@ -83,6 +83,19 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
     call_libc("pidfd_send_signal", (show(pidfd), signal), signal, libc.syscall, _long(SYSCALLS["pidfd_send_signal"]), _long(pidfd), _long(signal), None, _long(0))
 
 
+class _SigAction(ctypes.Structure):
+    """struct sigaction of the kernel, not of libc; all zero is SIG_DFL."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("handler", "flags", "restorer", "mask"))
+
+
+def default_internal_signals() -> None:
+    """Give signals 32 and 33 their default action: posix_spawn(3) of glibc ignores them in what it starts, and its sigaction(3) refuses to say otherwise."""
+    default = _SigAction()
+    for number in (32, 33):
+        look(libc.syscall, ctypes.c_long(SYSCALLS["rt_sigaction"]), ctypes.c_long(number), ctypes.byref(default), ctypes.c_void_p(None), ctypes.c_long(8), what="rt_sigaction")
+
+
 def close_range(first: int, last: int, flags: int) -> None:
     """Close descriptors, or with CLOSE_RANGE_CLOEXEC mark them; not state of the container's, so not recorded. close_range(2)."""
     if is_real():

@@ -12,7 +12,7 @@ import _signal as signal  # `signal` itself imports enum, 2 ms
 
 from utsuwa import ledger
 from utsuwa.errors import RuntimeFailure, UtsuwaError, carried
-from utsuwa.kernel import credential, process
+from utsuwa.kernel import process
 from utsuwa.kernel.door import label
 from utsuwa.ledger import because
 from utsuwa.runtime import create, handshake
@@ -83,8 +83,7 @@ class Monitor:
         self.ledger_fd = os.open(directory + "/ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         ledger.use(ledger.Ledger("monitor", ledger.to_file(self.ledger_fd)))
         self.book = ledger.Memory("init")
-        with because("orphans of the container become the monitor's, which reaps them", "prctl(2), PR_SET_CHILD_SUBREAPER", 1):
-            credential.prctl(credential.PR_SET_CHILD_SUBREAPER, 1)
+        create.adopt_orphans()
 
     def _streams(self) -> tuple[int, ...]:
         """Make the container's streams; returns its ends, none with a terminal, which is made inside."""
@@ -318,7 +317,8 @@ class Monitor:
             environ["UTSUWA_FAULT"] = "engine:" + point.removeprefix("cleanup:")
         if self.bundle.get("rootless"):
             environ["UTSUWA_ROOTLESS"] = str(self.bundle["rootless"])
-        os.execve(sys.executable, argv, environ)
+        with because("nobody waits for the container: its monitor becomes the command that cleans up after it", "execve(2)", 2):
+            process.execve(sys.executable, argv, environ)
 
     def _write_state(self, status: str, exit_code: int | None = None, oom: bool = False) -> None:
         from utsuwa.ledger.encode import dumps
@@ -353,6 +353,8 @@ def main(descriptor: int) -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
+    os.umask(0o022)  # what is made in the container does not depend on the caller's umask,
+    os.chdir("/")    # and its directory is not held for as long as the container lives
     monitor = Monitor(handshake.adopt(descriptor))
     monitor.begin()
     monitor.start()

@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     Message = tuple[str, object, list[int]]
 
 
+class Birth:
+    """A process on its way into the container: for which `client` (None once it has gone), our end of its handshake, its pid and failure as they become known."""
+
+    __slots__ = ("client", "failure", "pid", "sock")
+
+    def __init__(self, client: Client, sock: socket) -> None:
+        self.client: Client | None = client
+        self.sock, self.pid = sock, 0
+        self.failure: object = None
+
+
 class Server:
     """Listens beside the event loop; `clients` by descriptor, the caller that made the container among them while it holds on."""
 
@@ -32,6 +43,8 @@ class Server:
         self.monitor = monitor
         self.clients: dict[int, Client] = {}
         self.sessions: dict[int, int] = {}  # pid of an exec session -> its client
+        self._births: dict[int, Birth] = {}  # exec sessions on their way, by our end of their handshake
+        self._early: dict[int, int] = {}  # pid -> exit code of what ended before its birth was over
         self._kept: set[int] = set()  # terminals of exec sessions whose caller has let go
         directory = os.open(str(monitor.bundle["run_directory"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener: socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)  # type: ignore[assignment]
@@ -50,6 +63,9 @@ class Server:
         """Serve one descriptor the event loop found ready."""
         if fd == self._listener.fileno():
             self._accept()
+            return
+        if fd in self._births:
+            self._follow(self._births[fd])
             return
         if fd in self._kept:
             self._discard(fd)
@@ -87,6 +103,9 @@ class Server:
         for pid, fd in tuple(self.sessions.items()):
             if fd == client.fileno():  # its number may be another's soon
                 self.sessions[pid] = -1
+        for birth in self._births.values():
+            if birth.client is client:
+                birth.client = None
         if client.owner and client.attached:  # whose input it was; as Docker has it (StdinOnce), nobody else's comes after
             self.monitor.stdin.end()
         client.close()
@@ -177,43 +196,69 @@ class Server:
     # ---- exec
 
     def _exec(self, client: Client, spec: Spec, fds: list[int]) -> None:
+        """Send a process on its way into the container. Nothing here waits for it: what is in there could stop it on the way (kill -STOP -1), and us with it."""
         monitor = self.monitor
         ours, theirs = handshake.pair()
-        pidfd = process.pidfd_open(monitor.attempt.pid)
-        entry = enter.Entry(spec, monitor.bundle, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs, monitor.book.fd)
-        with because("one more process for the container; it joins from a fork, so the monitor never leaves its own namespaces", "setns(2)", 1):
-            middle = process.fork("exec", lambda: enter.main(entry))
-        for each in (*fds, pidfd):
-            os.close(each)
-        theirs.close()
-        pid, failure = self._follow(client, ours)
-        ours.close()
-        os.waitpid(middle, 0)
-        monitor.book.take(monitor.ledger_fd)
-        if failure is not None or not pid:
-            self.tell(client, handshake.FAILED, failure or ("RuntimeFailure", "cannot enter the container: it is gone", 125))
-            return
-        self.sessions[pid] = client.fileno()
-        self.tell(client, handshake.RUNNING, pid)
-        monitor.reap()
-
-    def _follow(self, client: Client, sock: socket) -> tuple[int, object]:
-        """Take the new process's messages until execve closes its end. Returns (pid, failure or None)."""
-        pid, failure = 0, None
-        while (message := handshake.receive(sock)) is not None:
-            kind, body, fds = message
-            if kind == handshake.PID:
-                pid = body  # type: ignore[assignment]
-            elif kind == handshake.TTY:
-                self.tell(client, handshake.TTY, None, tuple(fds))
-            elif kind == handshake.FAILED:
-                failure = body
-            for each in fds:
+        held = [*fds]
+        try:
+            pidfd = process.pidfd_open(monitor.attempt.pid)  # EINVAL once the container has ended
+            held.append(pidfd)
+            entry = enter.Entry(spec, monitor.bundle, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs, monitor.book.fd)
+            with because("one more process for the container; it joins from a fork, so the monitor never leaves its own namespaces", "setns(2)", 1):
+                process.fork("exec", lambda: enter.main(entry))
+        except OSError as error:
+            ours.close()
+            text = f"cannot enter the container: {(error.strerror or '').lower()}" if monitor.attempt.pid else f"container {monitor.bundle['id']} is not running"
+            self.tell(client, handshake.FAILED, ("Conflict" if not monitor.attempt.pid else "RuntimeFailure", text, 125))
+        else:
+            self._births[ours.fileno()] = Birth(client, ours)
+            monitor.poll.register(ours.fileno(), select.EPOLLIN)
+        finally:
+            theirs.close()
+            for each in held:
                 os.close(each)
-        return pid, failure
+
+    def _follow(self, birth: Birth) -> None:
+        """Take a message of a process on its way; execve closes its end."""
+        try:
+            message = handshake.receive(birth.sock)
+        except OSError:
+            message = None
+        if message is None:
+            self._born(birth)
+            return
+        kind, body, fds = message
+        if kind == handshake.PID:
+            birth.pid = body  # type: ignore[assignment]
+        elif kind == handshake.TTY and birth.client is not None:
+            self.tell(birth.client, handshake.TTY, None, tuple(fds))
+        elif kind == handshake.FAILED:
+            birth.failure = body
+        for each in fds:
+            os.close(each)
+
+    def _born(self, birth: Birth) -> None:
+        fd, monitor, client = birth.sock.fileno(), self.monitor, birth.client
+        del self._births[fd]
+        monitor.poll.unregister(fd)
+        birth.sock.close()
+        monitor.book.take(monitor.ledger_fd)
+        if birth.failure is not None or not birth.pid:
+            if client is not None:
+                self.tell(client, handshake.FAILED, birth.failure or ("RuntimeFailure", "cannot enter the container: it is gone", 125))
+        else:
+            self.sessions[birth.pid] = client.fileno() if client is not None else -1
+            if client is not None:
+                self.tell(client, handshake.RUNNING, birth.pid)
+            if birth.pid in self._early:
+                self.ended(birth.pid, self._early[birth.pid])
+        if not self._births:
+            self._early.clear()
 
     def ended(self, pid: int, code: int) -> None:
-        """An exec session's process has ended."""
+        """A child that is not the container's first process has ended: of an exec session, or one on its way there."""
+        if pid not in self.sessions and self._births:
+            self._early[pid] = code
         client = self.clients.get(self.sessions.pop(pid, -1))
         if client is not None:
             self.tell(client, handshake.EXITED, (code, False))

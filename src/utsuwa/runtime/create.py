@@ -10,7 +10,7 @@ import time
 
 from utsuwa.container import cgroup
 from utsuwa.errors import RuntimeFailure
-from utsuwa.kernel import mount, namespace, process
+from utsuwa.kernel import credential, mount, namespace, process
 from utsuwa.kernel.door import FAKE, close, is_real, label
 from utsuwa.ledger import because
 from utsuwa.runtime import handshake, init
@@ -36,6 +36,12 @@ class Attempt:
         self.pid, self.root_fd = 0, -1
         self.sock: socket | None = None
         self.directories: dict[str, str] = {}
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever the container's processes leave behind. prctl(2)"""
+    with because("orphans of the container become the monitor's, which reaps them", "prctl(2), PR_SET_CHILD_SUBREAPER", 1):
+        credential.prctl(credential.PR_SET_CHILD_SUBREAPER, 1)
 
 
 def mount_overlay(overlay: Spec) -> int:
@@ -71,6 +77,7 @@ def create(config: Spec, bundle: Spec, stdio: tuple[int, ...], book_fd: int = -1
     plan.groups, plan.book_fd = cgroup.discover(), book_fd
     try:
         if linux.get("cgroupsPath"):
+            cgroup.shelter(plan.groups, str(linux["cgroupsPath"]).rpartition("/")[0])
             attempt.directories = plan.groups.directories(str(linux["cgroupsPath"]))
             plan.directories = cgroup.make(plan.groups, str(linux["cgroupsPath"]), linux.get("resources") or {})  # type: ignore[arg-type]
         attempt.root_fd = plan.root_fd = mount_overlay(bundle["overlay"])  # type: ignore[arg-type]

@@ -58,6 +58,8 @@ def main(plan: Plan) -> None:
     sock = plan.sock
     if sock is not None and is_real():
         ledger.use(ledger.Ledger("init", ledger.to_memory(plan.book_fd)))
+    elif not is_real():  # a plan: one process plays all the parts
+        ledger.use(ledger.Ledger("init", ledger.current().sink))
     try:
         for step in STEPS:
             step(plan)
@@ -78,6 +80,9 @@ def hide(plan: Plan) -> None:
         credential.prctl(credential.PR_SET_DUMPABLE, 0)
     with because("the container does not outlive its monitor", "prctl(2), PR_SET_PDEATHSIG", 1):
         credential.prctl(credential.PR_SET_PDEATHSIG, 9)
+    spec: Spec = plan.config["process"]  # type: ignore[assignment]
+    if spec.get("oomScoreAdj") is not None:  # while /proc is the host's
+        _oom_score(int(spec["oomScoreAdj"]))  # type: ignore[call-overload]
     keep_only({*plan.stdio, *(fd for fd, _ in plan.joins), plan.root_fd, plan.book_fd, plan.sock.fileno() if plan.sock else 2})
 
 
@@ -143,8 +148,6 @@ def make_work_directory(plan: Plan, root: rootfs.Root) -> None:
 def build_walls(plan: Plan) -> None:
     spec: Spec = plan.config["process"]  # type: ignore[assignment]
     walls.set_limits(spec)
-    if spec.get("oomScoreAdj") is not None:
-        _oom_score(int(spec["oomScoreAdj"]))  # type: ignore[call-overload]
     walls.build(spec, plan.masks, plan.filter, plan.filter_text, plan.last_capability, leash=True)
 
 
@@ -152,7 +155,7 @@ def _oom_score(value: int) -> None:
     with because("which process the kernel kills first when memory ends", "proc_pid_oom_score_adj(5)", 1):
         try:
             files.write_file("/proc/self/oom_score_adj", str(value))
-        except PermissionError:  # without CAP_SYS_RESOURCE it cannot go below ours: the engine has said so
+        except PermissionError:  # without CAP_SYS_RESOURCE it cannot go below ours
             return
 
 

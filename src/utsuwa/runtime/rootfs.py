@@ -14,7 +14,7 @@ from utsuwa.errors import RuntimeFailure
 from utsuwa.kernel import files, mount
 from utsuwa.kernel.door import close, is_real, label
 from utsuwa.ledger import because
-from utsuwa.spec.mount import Options
+from utsuwa.spec.mount import PROC_FILES, Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,14 +37,22 @@ NULL_DEVICE = os.makedev(1, 3)
 
 
 class Root:
-    """The container's root while it is being furnished: its descriptor and those of the mounts made on it."""
+    """The container's root while it is being furnished: its descriptor and those of the mounts made on it.
 
-    __slots__ = ("fd", "in_userns", "mounts", "null")
+    `own` are the destinations whose file system was made here: what is bound, a volume above all, may hold whatever its owner put there.
+    """
+
+    __slots__ = ("fd", "in_userns", "mounts", "null", "own")
 
     def __init__(self, fd: int, in_userns: bool) -> None:
         self.fd, self.in_userns = fd, in_userns
         self.mounts: dict[str, int] = {}
+        self.own: set[str] = set()
         self.null = -1
+
+    def made_here(self, destination: str) -> int:
+        """Return the descriptor of a mount whose file system was made here, -1 where there is none."""
+        return self.mounts[destination] if destination in self.own else -1
 
 
 def attach(root_fd: int, place: str) -> None:
@@ -98,10 +106,12 @@ def mount_filesystem(root: Root, kind: str, source: str, destination: str, optio
     target = place(root, destination)
     mount.move_mount(fd, target)
     close(target)
-    _keep(root, destination, fd)
+    _keep(root, os.path.normpath(destination), fd)
+    root.own.add(os.path.normpath(destination))
 
 
 def _keep(root: Root, destination: str, fd: int) -> None:
+    root.own.discard(destination)
     label(fd, destination)
     if destination in root.mounts:
         close(root.mounts[destination])
@@ -111,6 +121,11 @@ def _keep(root: Root, destination: str, fd: int) -> None:
 def place(root: Root, destination: str) -> int:
     """Return an O_PATH descriptor of a directory to mount on, made if missing, resolved beneath the root or a mount made here."""
     base, rest = beneath(root, destination)
+    if base == root.made_here("/dev") and "/" not in rest:  # a tmpfs made a moment ago
+        try:
+            files.mkdirat(base, rest, 0o755)
+        except FileExistsError:
+            pass
     return files.make_directories(base, rest)
 
 
@@ -139,14 +154,24 @@ def bind(root: Root, source: str, destination: str, options: Options) -> None:
         mount.mount_setattr(tree, "", mount.AT_EMPTY_PATH | mount.AT_RECURSIVE, options.recursive_set)
     kind, deep = options.propagation or (mount.MS_PRIVATE, True)
     mount.mount_setattr(tree, "", mount.AT_EMPTY_PATH | (recursive if deep else 0), 0, 0, kind)
-    is_directory = not is_real() or stat.S_ISDIR(os.fstat(tree).st_mode)
+    is_directory = stat.S_ISDIR(os.fstat(tree).st_mode) if is_real() else os.path.isdir(source)
     target = place(root, destination) if is_directory else file_place(root, destination)
+    _spare_proc(target, destination)
     mount.move_mount(tree, target)
     close(target)
     if is_directory:
         _keep(root, os.path.normpath(destination), tree)
     else:
         close(tree)
+
+
+def _spare_proc(target: int, destination: str) -> None:
+    """Refuse to cover /proc, wherever a symlink of the image may have led: what is written there must reach the kernel. CVE-2019-16884, CVE-2023-28642."""
+    path = os.path.normpath(destination)
+    if path in PROC_FILES or not is_real():
+        return
+    if path == "/proc" or path.startswith("/proc/") or files.file_system(target) == files.PROC_SUPER_MAGIC:
+        raise OSError(1, f"{destination} is inside /proc, which is the container's own")
 
 
 def file_place(root: Root, destination: str) -> int:
@@ -157,6 +182,8 @@ def file_place(root: Root, destination: str) -> int:
     path = destination
     for _ in range(_MOST_LINKS):
         base, rest = beneath(root, path)
+        if base == root.made_here("/dev") and "/" not in rest:  # a tmpfs made a moment ago
+            _make_file(base, rest)
         try:
             return files.openat2(base, rest, files.O_PATH)
         except FileNotFoundError:
@@ -164,12 +191,19 @@ def file_place(root: Root, destination: str) -> int:
         directory, _, name = rest.rpartition("/")
         parent = files.make_directories(base, directory or ".")
         try:
-            files.mknodat(parent, name, stat.S_IFREG | 0o644, 0)
-        except FileExistsError:  # a dangling symlink: on to its target, which is resolved beneath the root like any path
-            path = os.path.join("/", os.path.dirname(path), os.readlink(name, dir_fd=parent))
+            if not _make_file(parent, name):  # a dangling symlink: on to its target, which is resolved beneath the root like any path
+                path = os.path.join("/", os.path.dirname(path), os.readlink(name, dir_fd=parent))
         finally:
             close(parent)
     raise OSError(40, f"{destination} is a symlink that leads nowhere")
+
+
+def _make_file(parent: int, name: str) -> bool:
+    try:
+        files.mknodat(parent, name, stat.S_IFREG | 0o644, 0)
+    except FileExistsError:
+        return False
+    return True
 
 
 def mount_cgroups(root: Root, destination: str, options: Options, groups: Groups) -> None:
@@ -195,7 +229,8 @@ def mount_cgroups(root: Root, destination: str, options: Options, groups: Groups
 
 def _mount_group(base: int, kind: str, name: str, options: Options) -> None:
     fd = make_filesystem(kind, "cgroup", options)
-    target = files.make_directories(base, name)
+    files.mkdirat(base, name, 0o755)
+    target = files.openat2(base, name, files.O_PATH | os.O_DIRECTORY)
     mount.move_mount(fd, target)
     close(target)
     close(fd)
@@ -208,9 +243,10 @@ _LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/pr
 
 
 def furnish_dev(root: Root, devices: list[Spec]) -> None:
-    """Make the device nodes and links of /dev, where /dev is a tmpfs made here; a bind of the host's /dev is left as it is."""
-    dev = root.mounts.get("/dev", -1)
+    """Make the device nodes and links of /dev, where /dev is a tmpfs made here; a volume or a bind of the host's /dev is left as it is."""
+    dev = root.made_here("/dev")
     if dev < 0:
+        root.null = _null_of_the_host()
         return
     with because("device nodes are the container's own, never the host's", "OCI runtime-spec, default devices", 6):
         for device in devices:
@@ -220,9 +256,20 @@ def furnish_dev(root: Root, devices: list[Spec]) -> None:
                 files.symlinkat(target, dev, name)
             except FileExistsError:
                 continue
-    root.null = files.openat2(dev, "null", files.O_PATH)
-    if is_real() and os.fstat(root.null).st_rdev != NULL_DEVICE:
-        raise RuntimeFailure("cannot mask paths: /dev/null of the container is not the null device; remove what is mounted on /dev")
+    root.null = files.openat2(dev, "null", files.O_PATH | os.O_NOFOLLOW)
+    if is_real() and os.fstat(root.null).st_rdev != NULL_DEVICE:  # something else was mounted on it
+        close(root.null)
+        root.null = _null_of_the_host()
+
+
+def _null_of_the_host() -> int:
+    """Return a mount of the host's null device for the masks, read-only: even its owner and mode are not the container's to change."""
+    with because("what hides a path is the null device, and nothing that the container was given", "CVE-2025-31133", 6):
+        tree = mount.open_tree(mount.AT_FDCWD, os.devnull, mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC)
+        if is_real() and os.fstat(tree).st_rdev != NULL_DEVICE:
+            raise RuntimeFailure("cannot mask paths: /dev/null of this machine is not the null device")
+        mount.mount_setattr(tree, "", mount.AT_EMPTY_PATH, mount.MOUNT_ATTR_RDONLY)
+    return tree
 
 
 def _make_device(root: Root, dev: int, device: Spec) -> None:
@@ -236,10 +283,14 @@ def _make_device(root: Root, dev: int, device: Spec) -> None:
     kind = stat.S_IFBLK if device.get("type") == "b" else stat.S_IFCHR
     if root.in_userns:
         # mknod is refused in a user namespace whatever the capabilities (mknod(2), EPERM): the host's own node is bound instead.
-        bind(root, path, path, Options(["bind"]))
+        if path not in root.mounts:
+            bind(root, path, path, Options(["bind"]))
     else:
-        files.mknodat(parent, name, kind | mode, os.makedev(major, minor))
-        files.fchmodat(parent, name, mode)
+        try:
+            files.mknodat(parent, name, kind | mode, os.makedev(major, minor))
+            files.fchmodat(parent, name, mode)
+        except FileExistsError:  # a mount of the user's on this node
+            pass
     if parent != dev:
         close(parent)
 
@@ -250,12 +301,10 @@ def mask(root: Root, paths: list[str]) -> None:
     """Hide paths: a file under /dev/null, a directory under an empty read-only tmpfs. What is not there is left out."""
     with because("what of the kernel the container could misuse is hidden", "OCI runtime-spec, maskedPaths", 6):
         for path in paths:
-            base, rest = beneath(root, path)
-            try:
-                target = files.openat2(base, rest, files.O_PATH)
-            except (FileNotFoundError, NotADirectoryError, PermissionError):
+            target = _present(root, path)
+            if target < 0:
                 continue
-            if is_real() and stat.S_ISDIR(os.fstat(target).st_mode):
+            if os.path.isdir(path) if not is_real() else stat.S_ISDIR(os.fstat(target).st_mode):
                 empty = make_filesystem("tmpfs", "tmpfs", Options(["ro", "nr_blocks=1", "nr_inodes=1"]))
             else:
                 empty = mount.open_tree(root.null, "", mount.AT_EMPTY_PATH | mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC)
@@ -264,14 +313,23 @@ def mask(root: Root, paths: list[str]) -> None:
             close(target)
 
 
+def _present(root: Root, path: str) -> int:
+    """Return an O_PATH descriptor of what is to be hidden or guarded, -1 where it is not there. A plan asks this machine's own /proc and /sys."""
+    if not is_real() and not os.path.exists(path):
+        return -1
+    base, rest = beneath(root, path)
+    try:
+        return files.openat2(base, rest, files.O_PATH)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return -1
+
+
 def make_readonly(root: Root, paths: list[str]) -> None:
     """Bind paths onto themselves, read-only. What is not there is left out."""
     with because("settings of the kernel may be read, not changed", "OCI runtime-spec, readonlyPaths", 6):
         for path in paths:
-            base, rest = beneath(root, path)
-            try:
-                target = files.openat2(base, rest, files.O_PATH)
-            except (FileNotFoundError, NotADirectoryError):
+            target = _present(root, path)
+            if target < 0:
                 continue
             tree = mount.open_tree(target, "", mount.AT_EMPTY_PATH | mount.AT_RECURSIVE | mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC)
             mount.mount_setattr(tree, "", mount.AT_EMPTY_PATH | mount.AT_RECURSIVE, mount.MOUNT_ATTR_RDONLY)
@@ -282,7 +340,7 @@ def make_readonly(root: Root, paths: list[str]) -> None:
 
 def write_sysctls(root: Root, values: dict[str, str]) -> None:
     """Set namespaced kernel parameters through the proc mounted here, not by a path of the image (CVE-2025-52881)."""
-    proc = root.mounts.get("/proc", -1)
+    proc = root.made_here("/proc")
     if values and proc < 0:
         raise RuntimeFailure("cannot set sysctls: the container has no /proc of its own")
     for key, value in values.items():

@@ -32,7 +32,7 @@ def set_up(plan: Plan, root: Root) -> None:
     if not spec.get("terminal"):
         use_streams(plan.stdio, spec)
         return
-    devpts = root.mounts.get("/dev/pts", -1)
+    devpts = root.made_here("/dev/pts")
     if devpts < 0:
         raise RuntimeFailure("cannot make a terminal: the container has no /dev/pts of its own")
     master, slave = open_pair(devpts, spec)
@@ -54,6 +54,7 @@ def reset_signals() -> None:
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
+    process.default_internal_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -77,7 +78,7 @@ def open_pair(devpts: int, spec: dict[str, object]) -> tuple[int, int]:
 
 def bind_console(root: Root, slave: int) -> None:
     """Bind the terminal's own node, reached through our descriptor of it, on /dev/console."""
-    dev = root.mounts.get("/dev", -1)
+    dev = root.made_here("/dev")
     if dev < 0:
         return
     try:

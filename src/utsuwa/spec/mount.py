@@ -15,6 +15,11 @@ PROPAGATION = {
     "private": (1 << 18, False), "rprivate": (1 << 18, True), "slave": (1 << 19, False), "rslave": (1 << 19, True),
     "shared": (1 << 20, False), "rshared": (1 << 20, True), "unbindable": (1 << 17, False), "runbindable": (1 << 17, True),
 }
+PROC_FILES = frozenset({
+    "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg", "/proc/slabinfo", "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled",
+})
+"""What may be bound over in /proc: figures that nothing of ours depends on, as with runc."""
 _IGNORED = frozenset({"defaults", "async", "sync", "bind", "rbind", "loud", "silent", "nolazytime", "norelatime"})
 
 

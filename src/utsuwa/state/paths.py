@@ -7,6 +7,9 @@ import stat
 
 from utsuwa.errors import PermissionDenied
 
+_LASTING = ("containers", "layers", "blobs", "volumes", "trash", "seccomp", "ledgers")
+_PASSING = ("containers", "netns", "networks", "locks")
+
 
 class Paths:
     """Directories of one engine: `root` lasts, `run` is for this boot. Both 0700 and ours.
@@ -40,7 +43,7 @@ class Paths:
 
     def make(self) -> None:
         """Make both trees. Idempotent. Raises PermissionDenied when one belongs to somebody else or others can read it."""
-        for base, parts in ((self.root, ("containers", "layers", "blobs", "volumes", "trash", "seccomp", "ledgers")), (self.run, ("containers", "netns", "networks", "locks"))):
+        for base, parts in ((self.root, _LASTING), (self.run, _PASSING)):
             _own(base)
             for part in parts:
                 try:
@@ -58,11 +61,13 @@ def _own(path: str) -> None:
     if not stat.S_ISDIR(info.st_mode) or info.st_uid not in (os.geteuid(), os.getuid()):
         raise PermissionDenied(f"cannot use {path}: it is not a directory of user {os.geteuid()}; remove it or set UTSUWA_RUNROOT")
     if info.st_mode & 0o077:
+        if os.listdir(path) and not os.path.isdir(path + "/containers"):  # one of the machine's own, given by mistake
+            raise PermissionDenied(f"cannot use {path}: others can read it, and it holds something else; set UTSUWA_ROOT and UTSUWA_RUNROOT to directories of their own")
         os.chmod(path, 0o700)
 
 
 def _default_root(uid: int, home: str) -> str:
-    return "/var/lib/utsuwa" if uid == 0 else os.environ.get("XDG_DATA_HOME", home + "/.local/share") + "/utsuwa"
+    return "/var/lib/utsuwa" if uid == 0 else (os.environ.get("XDG_DATA_HOME") or home + "/.local/share") + "/utsuwa"
 
 
 def _default_run(uid: int) -> str:

@@ -30,6 +30,7 @@ def layout(paths: Paths, container: str, layers: list[str], *, host: bool, in_us
 def make(overlay: dict[str, object]) -> None:
     """Make the container's own directories, beneath a directory that exists. The upper one is the root of the container: mode 0755."""
     os.mkdir(str(overlay["upper"]), 0o755)
+    os.chmod(str(overlay["upper"]), 0o755)  # noqa: S103 - whatever the caller's umask
     os.mkdir(str(overlay["work"]), 0o700)
     if "parts" in overlay:
         from utsuwa.storage import host as view

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from utsuwa.errors import UsageError
+from utsuwa.spec.mount import PROC_FILES
 
 PROPAGATION = frozenset({"private", "rprivate", "slave", "rslave", "shared", "rshared"})
 _GROUPS: dict[str, str] = {
@@ -82,6 +83,8 @@ def check_destination(path: str) -> str:
         return "invalid specification: destination can't be '/'"
     if not path.startswith("/"):
         return f"invalid mount path: '{path}' mount path must be absolute"
+    if clean(path) == "/proc" or (clean(path).startswith("/proc/") and clean(path) not in PROC_FILES):
+        return f"'{path}' is inside /proc, which is the container's own"
     return "invalid mount path: it is too long or has a NUL character" if "\0" in path or len(path) > PATH_MAX else ""
 
 

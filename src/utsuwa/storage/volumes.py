@@ -21,8 +21,6 @@ from utsuwa.storage.request import check_name, collect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from utsuwa.state.db import Database
     from utsuwa.state.paths import Paths
     from utsuwa.storage.request import Request
@@ -131,7 +129,7 @@ def _exists(top: int, name: str) -> bool:
 
 def _make_new(db: Database, top: int, row: rows.VolumeRow, lower: list[str], destination: str) -> None:
     """Make a volume beside its place, fill it, and rename it there with its row in one transaction. A second maker's is thrown away."""
-    _dead(top, remove_tree)
+    _sweep(top)
     temporary, held = _temporary(top)
     try:
         os.mkdir("_data", 0o755, dir_fd=held)
@@ -149,8 +147,8 @@ def _make_new(db: Database, top: int, row: rows.VolumeRow, lower: list[str], des
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
     finally:
+        os.close(held)  # first: removing takes the same lock
         remove_tree(top, temporary)  # gone already after the rename
-        os.close(held)
 
 
 def _temporary(top: int) -> tuple[str, int]:
@@ -170,24 +168,31 @@ def _temporary(top: int) -> tuple[str, int]:
 
 def unfinished(paths: Paths) -> list[str]:
     """Return what killed commands were filling, by name. Looks only."""
-    return _each_dead(paths, lambda _top, _name: None)
-
-
-def sweep(paths: Paths) -> list[str]:
-    """Remove what killed commands were filling; return the names. For `system check --repair`; `make` does it too."""
-    return _each_dead(paths, remove_tree)
-
-
-def _each_dead(paths: Paths, action: Callable[[int, str], None]) -> list[str]:
     top = os.open(paths.root + "/volumes", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _dead(top, action)
+        return _dead(top)
     finally:
         os.close(top)
 
 
-def _dead(top: int, action: Callable[[int, str], None]) -> list[str]:
-    """Do something with each temporary directory whose lock is free, which is held meanwhile."""
+def sweep(paths: Paths) -> list[str]:
+    """Remove what killed commands were filling; return the names. For `system check --repair`; `make` does it too."""
+    top = os.open(paths.root + "/volumes", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _sweep(top)
+    finally:
+        os.close(top)
+
+
+def _sweep(top: int) -> list[str]:
+    dead = _dead(top)
+    for name in dead:
+        remove_tree(top, name)
+    return dead
+
+
+def _dead(top: int) -> list[str]:
+    """Return the temporary directories whose lock is free. It is let go of again: whoever held it is gone, and their names are used once."""
     dead = []
     for name in os.listdir(top):
         if not name.startswith(TEMPORARY):
@@ -198,7 +203,6 @@ def _dead(top: int, action: Callable[[int, str], None]) -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            action(top, name)
             dead.append(name)
         except BlockingIOError:
             continue
