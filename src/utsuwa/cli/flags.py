@@ -20,6 +20,10 @@ class Flag:
         self.default = default if default is not None else {BOOL: False, TEXT: "", LIST: None, INT: 0}[kind]
 
 
+class FlagError(UsageError):
+    """A flag that does not exist, or whose value cannot be: exit code 125 for every command, as in Docker."""
+
+
 class Help(Exception):
     """--help was given: `str()` is the text to print."""
 
@@ -75,7 +79,9 @@ def parse(command: str, usage: str, flags: tuple[Flag, ...], argv: list[str], *,
                 rest.extend(words)
     if len(rest) < least or (most is not None and len(rest) > most):
         wanted = f"at least {least}" if most is None else f"at most {most}" if least == 0 else f"exactly {least}" if least == most else f"{least} to {most}"
-        raise UsageError(f"'utsuwa {command}' takes {wanted} argument{'' if wanted.endswith(' 1') else 's'}; usage: {usage}; see 'utsuwa {command} --help'")
+        error = UsageError(f"'utsuwa {command}' takes {wanted} argument{'' if wanted.endswith(' 1') else 's'}; usage: {usage}; see 'utsuwa {command} --help'")
+        error.exit_code = 1  # as Docker's
+        raise error
     return options, rest
 
 
@@ -95,15 +101,15 @@ def _take(command: str, flag: Flag | None, shown: str, value: str | None, words:
     if flag is None:
         if shown.lstrip("-") in unsupported:
             raise NotSupported(f"not yet supported: {shown}")
-        raise UsageError(f"unknown flag: {shown}; see 'utsuwa {command} --help'")
+        raise FlagError(f"unknown flag: {shown}; see 'utsuwa {command} --help'")
     if value is None:
         value = "true" if flag.kind == BOOL else next(words, None)  # type: ignore[call-overload]
         if value is None:
-            raise UsageError(f"flag needs an argument: {shown}; see 'utsuwa {command} --help'")
+            raise FlagError(f"flag needs an argument: {shown}; see 'utsuwa {command} --help'")
     options.given.add(flag.name)
     if flag.kind == BOOL:
         if value.lower() not in ("true", "false", "1", "0", "t", "f"):
-            raise UsageError(f"invalid argument {value!r} for {shown}: expected true or false")
+            raise FlagError(f"invalid argument {value!r} for {shown}: expected true or false")
         options[flag.name] = value.lower() in ("true", "1", "t")
     elif flag.kind == INT:
         options[flag.name] = _whole(value, shown)
@@ -118,7 +124,7 @@ def _whole(value: str, shown: str) -> int:
     digits = value[1:] if value[:1] in ("-", "+") else value
     if digits.isascii() and digits.isdigit() and len(digits) <= 19 and -(1 << 63) <= int(value) < 1 << 63:
         return int(value)
-    raise UsageError(f"invalid argument {value!r} for {shown}: expected a whole number")
+    raise FlagError(f"invalid argument {value!r} for {shown}: expected a whole number")
 
 
 def help_text(usage: str, summary: str, flags: tuple[Flag, ...]) -> str:

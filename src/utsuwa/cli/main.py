@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # nobody reads: the flush at exit must not complain
         code = 141
     except Exception as error:  # noqa: BLE001 - the door: whatever it is, a user reads one line
-        code = report(error)
+        code = report(error, argv[0] if argv else "")
     try:
         sys.stdout.flush()
     finally:
@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def dispatch(argv: list[str]) -> int:
     """Find the command and run it. Returns its exit code."""
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("help", "--help", "-h"):
         print(usage())
         return 0
@@ -82,8 +84,11 @@ def dispatch(argv: list[str]) -> int:
     if found is None:
         from utsuwa.errors import UsageError
 
-        what = "unknown flag" if argv[0].startswith("-") else "unknown command"
-        raise UsageError(f"{what}: {argv[0]}; see 'utsuwa --help'")
+        if argv[0].startswith("-"):
+            from utsuwa.cli.flags import FlagError
+
+            raise FlagError(f"unknown flag: {argv[0]}; see 'utsuwa --help'")
+        raise UsageError(f"unknown command: {argv[0]}; see 'utsuwa --help'")
     return function(found[0])(argv[1:])
 
 
@@ -94,10 +99,10 @@ def function(target: str) -> Callable[[list[str]], int]:
     return getattr(sys.modules[module], name)  # type: ignore[no-any-return]
 
 
-def report(error: Exception) -> int:
-    """Print one line for an error and return the exit code."""
-    from utsuwa.cli.flags import Help
-    from utsuwa.errors import UtsuwaError
+def report(error: Exception, command: str) -> int:
+    """Print one line for an error and return the exit code: as in Docker 125 for `run` and for a wrong flag, 1 for other commands."""
+    from utsuwa.cli.flags import FlagError, Help
+    from utsuwa.errors import NotSupported, UtsuwaError
 
     if isinstance(error, Help):
         print(error)
@@ -112,6 +117,8 @@ def report(error: Exception) -> int:
         text, code = f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}".lower(), 125
     else:
         text, code = f"internal error: {type(error).__name__}: {error}; set UTSUWA_DEBUG=1 and report the traceback", 125
+    if code == 125 and command != "run" and not isinstance(error, FlagError | NotSupported):
+        code = 1
     os.write(2, f"utsuwa: {printable(text)}\n".encode(errors="surrogateescape"))
     return code
 

@@ -8,8 +8,6 @@ from utsuwa.cli.flags import BOOL, INT, TEXT, Flag, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from utsuwa.engine.context import Context
-
     Spec = dict[str, object]
 
 FLAGS = (
@@ -45,7 +43,7 @@ def main(argv: list[str]) -> int:
         known = containers.details(where, row.id)
         status = str(known["state"]["status"])  # type: ignore[index]
         if every or status == "running":
-            rows.append(describe(where, known, full=given.on("no-trunc")))
+            rows.append(describe(known, full=given.on("no-trunc")))
     if given.on("quiet") and not given.text("format"):
         for item in rows:
             print(item["ID"])
@@ -54,7 +52,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def describe(_where: Context, known: Spec, *, full: bool) -> dict[str, str]:
+def describe(known: Spec, *, full: bool) -> dict[str, str]:
     """Return the columns of one container as Docker's formatter names them."""
     from utsuwa.cli import gofmt, units
 
@@ -70,8 +68,10 @@ def describe(_where: Context, known: Spec, *, full: bool) -> dict[str, str]:
         "Command": gofmt.quote(shorten(command, 0 if full else 20)),
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(created)), "RunningFor": units.duration(time.time() - created) + " ago",
         "Status": status_text(state), "State": {"stopped": "exited", "creating": "created"}.get(str(state["status"]), str(state["status"])),
-        "Ports": ports_text(known["network"]), "Names": str(known["name"]),  # type: ignore[arg-type]
-        "Networks": str(options.get("network") or ""), "Mounts": ",".join(mounts), "Size": "0B", "Labels": "", "LocalVolumes": str(sum(point.get("type") == "volume" for point in points)),
+        "Ports": ports_text(known), "Names": str(known["name"]),
+        "Networks": str(options.get("network") or ""), "Mounts": ",".join(mounts), "Size": "0B",
+        "Labels": ",".join(f"{key}={value}" for key, value in (known["image_config"].get("Labels") or {}).items()),  # type: ignore[attr-defined]
+        "LocalVolumes": str(sum(point.get("type") == "volume" for point in points)),
     }
 
 
@@ -97,7 +97,32 @@ def status_text(state: Spec) -> str:
     return "Created"
 
 
-def ports_text(network: Spec) -> str:
-    """Return `0.0.0.0:8080->80/tcp, …`."""
-    ports: list[tuple[str, str, int, int]] = network.get("ports") or []  # type: ignore[assignment]
-    return ", ".join(f"{address or '0.0.0.0'}:{port}->{inner}/{protocol}" for protocol, address, port, inner in ports)  # noqa: S104 - shown, not bound
+def ports_text(known: Spec) -> str:
+    """Return `0.0.0.0:8080->80/tcp, 443/tcp`: what is published, and what the image says it listens on. Nothing for a container without a network at work.
+
+    As Docker's DisplayablePorts: neighbours are one range, where the port is the same on both sides.
+    """
+    network: Spec = known["network"]  # type: ignore[assignment]
+    if known["state"]["status"] != "running" or network.get("mode") != "bridge":  # type: ignore[index]
+        return ""
+    published: list[tuple[str, str, int, int]] = network.get("ports") or []  # type: ignore[assignment]
+    mapped = [(inner, address or "0.0.0.0", port, protocol) for protocol, address, port, inner in published]  # noqa: S104 - shown, not bound
+    served = {(inner, protocol) for inner, _, _, protocol in mapped}
+    exposed = {(int(text.partition("/")[0]), text.partition("/")[2] or "tcp") for text in known["image_config"].get("ExposedPorts") or () if text.partition("/")[0].isdecimal()}  # type: ignore[attr-defined]
+    ranges: dict[tuple[str, str], list[list[int]]] = {}
+    apart = []
+    for inner, address, port, protocol in sorted([*mapped, *((inner, "", 0, protocol) for inner, protocol in exposed - served)]):
+        if address and port != inner:
+            apart.append(f"{address}:{port}->{inner}/{protocol}")
+            continue
+        found = ranges.setdefault((address, protocol), [])
+        if found and found[-1][1] == inner - 1:
+            found[-1][1] = inner
+        else:
+            found.append([inner, inner])
+    return ", ".join([_range(address, protocol, *ends) for (address, protocol), found in sorted(ranges.items()) for ends in found] + apart)
+
+
+def _range(address: str, protocol: str, first: int, last: int) -> str:
+    text = str(first) if first == last else f"{first}-{last}"
+    return f"{address}:{text}->{text}/{protocol}" if address else f"{text}/{protocol}"

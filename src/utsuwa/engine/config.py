@@ -38,13 +38,20 @@ def command(options: RunOptions, image: ImageRecord) -> list[str]:
 
 
 def environment(options: RunOptions, image: ImageRecord, hostname: str, home: str) -> list[str]:
-    """Return the environment in Docker's order: PATH, HOSTNAME, TERM, the image's, the caller's, and HOME where nobody set it."""
+    """Return the environment in Docker's order: PATH, HOSTNAME, TERM, the caller's, the image's, and HOME where nobody set it.
+
+    A caller's entry goes before the image's of the same name; one that is a name alone, which the caller has not set, takes the variable away.
+    """
     found = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if options.terminal:
         found["TERM"] = "xterm"
-    for entry in (*image.config.get("Env", ()), *options.env):  # type: ignore[misc]
-        key, _, value = str(entry).partition("=")
-        found[key] = value
+    given = {entry.partition("=")[0] for entry in options.env}
+    for entry in (*options.env, *(each for each in image.config.get("Env") or () if str(each).partition("=")[0] not in given)):  # type: ignore[attr-defined]
+        key, equals, value = str(entry).partition("=")
+        if equals:
+            found[key] = value
+        else:
+            found.pop(key, None)
     found.setdefault("HOME", home)
     return [f"{key}={value}" for key, value in found.items()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from marshal import loads
 
+from utsuwa.engine import names
 from utsuwa.engine.remove import locked, record_of
 from utsuwa.errors import Conflict, NotFound
 
@@ -31,7 +32,7 @@ def find(context: Context, text: str) -> Row:
     """Return the container of this id, name, or unique prefix of an id. Raises NotFound, or Conflict for an ambiguous prefix."""
     name = text.removeprefix("/")
     rows = context.db.read(f"SELECT {_COLUMNS} FROM container WHERE id=?1 OR name=?1", name)  # noqa: S608 - our own columns
-    if not rows and text and all(letter in "0123456789abcdef" for letter in text):
+    if not rows and names.is_id_prefix(text):
         rows = context.db.read(f"SELECT {_COLUMNS} FROM container WHERE id>=?1 AND id<?2 LIMIT 2", text, text + "g")  # noqa: S608
         if len(rows) > 1:
             raise Conflict(f"cannot choose a container for {text}: several ids begin so; give more digits")

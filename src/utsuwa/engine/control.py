@@ -79,7 +79,7 @@ def kill(context: Context, container: str, signal: int) -> None:
 def stop(context: Context, container: str, seconds: int = STOP_SECONDS, signal: int | None = None) -> None:
     """Ask the container to end, and after `seconds` (-1: for ever) kill it. Returns when it has ended. Idempotent."""
     known = containers.details(context, container)
-    wanted = signal or signal_number(str(known["image_config"].get("StopSignal") or "SIGTERM"))  # type: ignore[attr-defined]
+    wanted = signal or _stop_signal(str(known["image_config"].get("StopSignal") or "SIGTERM"))  # type: ignore[attr-defined]
     try:
         kill(context, container, wanted)
     except Conflict:
@@ -90,6 +90,14 @@ def stop(context: Context, container: str, seconds: int = STOP_SECONDS, signal: 
         except Conflict:
             return
         wait(context, container)
+
+
+def _stop_signal(name: str) -> int:
+    """Return the image's stop signal; one that is none must not keep a container from being stopped."""
+    try:
+        return signal_number(name)
+    except UsageError:
+        return 15
 
 
 def attach(context: Context, container: str, *, stdin: int = -1, output: Callable[[str, bytes], None] = foreground.to_streams, keys: bytes = b"", signals: bool = False, proxy: bool = True) -> foreground.Outcome:

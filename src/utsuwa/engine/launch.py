@@ -11,7 +11,7 @@ from marshal import dumps as marshal
 
 from utsuwa import ledger
 from utsuwa.engine import config as configuration, images, names, network, options as run_options
-from utsuwa.errors import Conflict, ImageError, RuntimeFailure, UsageError, UtsuwaError, carried
+from utsuwa.errors import Conflict, ImageError, RuntimeFailure, UtsuwaError, carried
 from utsuwa.kernel import process
 from utsuwa.kernel.door import is_real
 from utsuwa.ledger import because
@@ -88,9 +88,7 @@ def decide(this: Launch) -> None:
     this.name = names.check(options.name) if options.name else ""
     options.env = run_options.environment(options.env, os.environ)
     this.sandbox = network.plan(context, this.id, options)
-    hostname = options.hostname or (os.uname().nodename if options.network == "host" else this.id[:12])
-    if len(hostname.encode()) > 63 or not hostname.isascii() or "/" in hostname or " " in hostname:
-        raise UsageError(f"invalid hostname {hostname!r}: at most 63 letters, digits, dots and hyphens")
+    hostname = names.check_hostname(options.hostname) if options.hostname else os.uname().nodename if options.network == "host" else this.id[:12]
     this.binds, this.volumes = _volumes(this)
     cgroup = _cgroup(this)
     userns = process.in_user_namespace()

@@ -53,6 +53,13 @@ def check(name: str) -> str:
     return bare
 
 
+def check_hostname(name: str) -> str:
+    """Return a host name. Raises UsageError: it becomes a line of /etc/hosts, and the kernel holds 64 bytes. hostname(7)"""
+    if not 0 < len(name) <= 64 or not _NAME.issuperset(name) or name[0] in "-.":
+        raise UsageError(f"invalid hostname {name[:80]!r}: at most 64 letters, digits, hyphens, dots and underscores, and no hyphen or dot in front")
+    return name
+
+
 def is_id_prefix(text: str) -> bool:
     """Whether `text` may be the beginning of an id."""
     return 0 < len(text) <= 64 and frozenset("0123456789abcdef").issuperset(text)

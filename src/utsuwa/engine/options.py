@@ -54,14 +54,11 @@ class RunOptions:
 
 
 def environment(entries: list[str], own: Mapping[str, str]) -> list[str]:
-    """Return `KEY=value` entries; a bare `KEY` takes the caller's own value and is left out where there is none, as in Docker."""
+    """Return `KEY=value` entries; a bare `KEY` takes the caller's own value, and stays bare where there is none: as in Docker it then takes the variable away."""
     found = []
     for entry in entries:
         key, equals, _ = entry.partition("=")
         if not key or "\0" in entry:
             raise UsageError(f"invalid environment variable: {entry!r}")
-        if equals:
-            found.append(entry)
-        elif key in own:
-            found.append(f"{key}={own[key]}")
+        found.append(f"{key}={own[key]}" if not equals and key in own else entry)
     return found

@@ -12,7 +12,6 @@ import struct
 
 from utsuwa.errors import ImageError, NotFound
 from utsuwa.spec.image import ImageRecord, empty_config
-from utsuwa.spec.reference import Reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ TEXT = """
 Hello from utsuwa. This is process 1 of a container that was made just for it:
 
   namespaces    processes, mounts, network, host name, IPC and cgroups of its own
-  cgroup        what it may use is counted and bounded
+  cgroup        what it uses is counted and bounded, if root started it
   root          an overlay: this image read-only below, a writable layer on top
   capabilities  fourteen of root's powers, the others are gone
   seccomp       a filter decides which system calls it may make
@@ -135,11 +134,6 @@ class Hello:
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield the blob."""
         yield self._blobs[descriptor.digest]
-
-
-def hello_reference() -> Reference:
-    """Return the name that `hello` is installed under."""
-    return Reference("docker.io", "library/hello", "latest")
 
 
 def host() -> ImageRecord:

@@ -5,10 +5,9 @@ Create and start:
     engine                              monitor                              init
       │ spawn ───────────────────────────▶ boots
       │ CREATE(config, fds) ─────────────▶ cgroups made; root mounted,
-      │                                    detached; fork ────────────────────▶ not dumpable; enters its cgroups;
-      │                                                                         joins pinned namespaces; unshares
-      │                                                                         the rest, cgroup last
-      │                                    ◀──────────────────── PID(pid) ──── forks PID 1
+      │                                    detached; clone(CLONE_NEW*) ───────▶ PID 1: not dumpable; enters its
+      │                                                                         cgroups; joins pinned namespaces;
+      │                                                                         unshares the cgroup one, last
       │                                                        (ledger: memfd) mounts, /dev, pivot_root, masks,
       │                                    ◀──────────────────── TTY(fd) ───── console, bounding set, seccomp, ids
       │ ◀──────────── CREATED(pid) ─────── ◀──────────────────── READY ─────── waits
@@ -20,6 +19,8 @@ Create and start:
 
 End of file on the engine's side without DONE gives the clean-up back to the monitor; before START it undoes the container, and DONE there says that
 the caller undoes the rest. FAILED(kind, message, exit_code) may come instead of any answer. INPUT is answered by TAKEN when the container has it.
+
+An exec session is a fork of the monitor that joins the namespaces and forks once more: PID(pid) tells which process that is.
 
 Attach, exec, wait, signal and resize are requests on the monitor's own socket, with the same messages.
 """

@@ -238,8 +238,9 @@ def _mount_group(base: int, kind: str, name: str, options: Options) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------- /dev
 
-_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"),
+LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"),
           ("core", "/proc/kcore"), ("ptmx", "pts/ptmx"))
+"""`ptmx` leads to the container's own devpts; the rest is what programs expect (OCI runtime-spec, dev symbolic links). core is masked behind it."""
 
 
 def furnish_dev(root: Root, devices: list[Spec]) -> None:
@@ -251,7 +252,7 @@ def furnish_dev(root: Root, devices: list[Spec]) -> None:
     with because("device nodes are the container's own, never the host's", "OCI runtime-spec, default devices", 6):
         for device in devices:
             _make_device(root, dev, device)
-        for name, target in _LINKS:
+        for name, target in LINKS:
             try:
                 files.symlinkat(target, dev, name)
             except FileExistsError:

@@ -89,7 +89,7 @@ def _become(user: dict[str, object], masks: dict[str, int], leash: bool) -> None
 
 
 def set_limits(process: Process) -> None:
-    """Apply rlimits, umask and oom_score_adj. A hard limit above ours is clamped where we may not raise it (the engine said so before)."""
+    """Apply rlimits and umask. A hard limit above ours is clamped where we may not raise it."""
     limits: list[dict[str, object]] = process.get("rlimits") or []  # type: ignore[assignment]
     for limit in limits:
         number = getattr(resource, str(limit["type"]), None)

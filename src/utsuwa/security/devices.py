@@ -8,11 +8,6 @@ from __future__ import annotations
 DEFAULT: tuple[tuple[str, int, int], ...] = (  # path, major, minor: all character devices, mode 0666
     ("/dev/null", 1, 3), ("/dev/zero", 1, 5), ("/dev/full", 1, 7), ("/dev/random", 1, 8), ("/dev/urandom", 1, 9), ("/dev/tty", 5, 0),
 )
-LINKS = (  # target, path
-    ("pts/ptmx", "/dev/ptmx"), ("/proc/self/fd", "/dev/fd"), ("/proc/self/fd/0", "/dev/stdin"), ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"), ("/proc/kcore", "/dev/core"),
-)
-"""`ptmx` leads to the container's own devpts; the rest is what programs expect (OCI runtime-spec, dev symbolic links). core is masked behind it."""
 
 _ALLOWED: tuple[tuple[str, int | None, int | None, str], ...] = (
     ("c", None, None, "m"),    # making a node is harmless: opening it is what is refused

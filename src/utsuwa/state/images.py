@@ -95,12 +95,6 @@ def layers(db: Database, image: str) -> list[LayerRow]:
     return [LayerRow(*row) for row in rows]  # type: ignore[arg-type]
 
 
-def layer_sizes(db: Database, chains: list[str]) -> dict[str, int]:
-    """Return chain → bytes unpacked for those of `chains` that are known."""
-    marks = ",".join("?" * len(chains))
-    return {str(chain): int(size or 0) for chain, size in db.read(f"SELECT chain, size FROM layer WHERE chain IN ({marks})", *chains)}  # noqa: S608 - question marks
-
-
 def insert(db: Database, record: ImageRecord, rows: list[LayerRow], created: str, digest: str, missing: Callable[[], list[str]]) -> list[str]:
     """Add or renew an image and point `record.name` at it, in one transaction. Idempotent.
 
