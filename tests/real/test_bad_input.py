@@ -55,18 +55,19 @@ def without_progress(text):
 
 # ---- the command line
 
-@pytest.mark.parametrize(("args", "says"), [
-    (["frobnicate"], "unknown command: frobnicate"), (["--frobnicate"], "unknown flag: --frobnicate"), (["run"], "'utsuwa run' takes at least 1 argument"),
-    (["run", "--frobnicate", "IMAGE"], "unknown flag: --frobnicate"), (["run", "-Z", "IMAGE"], "unknown flag: -Z"), (["run", "-itZ", "IMAGE"], "unknown flag: -Z"),
-    (["run", "--name"], "flag needs an argument: --name"), (["run", "--rm=maybe", "IMAGE"], "invalid argument 'maybe' for --rm"),
-    (["run", "--pids-limit", "x", "IMAGE"], "invalid argument 'x' for --pids-limit"), (["run", "--pids-limit", "1_0", "IMAGE"], "expected a whole number"),
-    (["run", "--pids-limit", "9" * 30, "IMAGE"], "expected a whole number"), (["run", "-it", "IMAGE"], "the input device is not a TTY"),
-    (["run", "--detach-keys", "ctrl-1", "IMAGE"], "invalid detach keys"), (["run", "--dry-run", "--format", "nonsense", "IMAGE"], "nonsense"),
-    (["ps", "word"], "at most 0 argument"), (["ps", "--format", "{{.Nope"], "unclosed action"), (["logs"], "exactly 1 argument"), (["kill", "-s", "NOPE", "x"], "Invalid signal: NOPE"),
-    (["stop", "-t", "soon", "x"], "invalid argument 'soon' for -t"), (["system"], "system"), (["system", "frobnicate"], "frobnicate"),
+@pytest.mark.parametrize(("code", "args", "says"), [
+    (1, ["frobnicate"], "unknown command: frobnicate"), (125, ["--frobnicate"], "unknown flag: --frobnicate"), (1, ["run"], "'utsuwa run' takes at least 1 argument"),
+    (125, ["run", "--frobnicate", "IMAGE"], "unknown flag: --frobnicate"), (125, ["run", "-Z", "IMAGE"], "unknown flag: -Z"), (125, ["run", "-itZ", "IMAGE"], "unknown flag: -Z"),
+    (125, ["run", "--name"], "flag needs an argument: --name"), (125, ["run", "--rm=maybe", "IMAGE"], "invalid argument 'maybe' for --rm"),
+    (125, ["run", "--pids-limit", "x", "IMAGE"], "invalid argument 'x' for --pids-limit"), (125, ["run", "--pids-limit", "1_0", "IMAGE"], "expected a whole number"),
+    (125, ["run", "--pids-limit", "9" * 30, "IMAGE"], "expected a whole number"), (125, ["run", "-it", "IMAGE"], "the input device is not a TTY"),
+    (125, ["run", "--detach-keys", "ctrl-1", "IMAGE"], "invalid detach keys"), (125, ["run", "--dry-run", "--format", "nonsense", "IMAGE"], "nonsense"),
+    (1, ["ps", "word"], "at most 0 argument"), (1, ["ps", "--format", "{{.Nope"], "unclosed action"), (1, ["logs"], "exactly 1 argument"), (1, ["kill", "-s", "NOPE", "x"], "Invalid signal: NOPE"),
+    (125, ["stop", "-t", "soon", "x"], "invalid argument 'soon' for -t"), (1, ["system"], "system"), (1, ["system", "frobnicate"], "frobnicate"),
 ])
-def test_a_command_line_that_makes_no_sense(box, args, says):
-    one_line(box.lane(*[box.image if word == "IMAGE" else word for word in args]), says)
+def test_a_command_line_that_makes_no_sense(box, code, args, says):
+    """125 for a wrong flag and for whatever `run` was asked, 1 for the rest, as Docker's command line ends."""
+    one_line(box.lane(*[box.image if word == "IMAGE" else word for word in args]), says, code=code)
 
 
 def test_every_flag_of_docker_that_is_not_built_is_refused_by_name(box):
@@ -113,7 +114,7 @@ def test_the_name_of_a_stopped_container_is_taken_until_it_is_removed(box):
     (["-e", ""], "invalid environment variable"), (["-e", "=x"], "invalid environment variable: '=x'"),
     (["-w", "relative"], "the working directory 'relative' is invalid"), (["-w", "/etc/passwd"], "cannot use work directory /etc/passwd: "),
     (["-w", "/etc/passwd/below"], "cannot use work directory /etc/passwd/below"), (["-w", "/proc/nowhere"], "cannot use work directory /proc/nowhere"), (["-w", "/" + "x" * 300], "file name too long"),
-    (["--hostname", "x" * 64], "invalid hostname"), (["--hostname", "a/b"], "invalid hostname"), (["--cap-add", "NOPE"], 'unknown capability: "NOPE"'), (["--cap-drop", "NOPE"], "unknown capability"),
+    (["--hostname", "x" * 65], "invalid hostname"), (["--hostname", "-a"], "invalid hostname"), (["--hostname", "a/b"], "invalid hostname"), (["--cap-add", "NOPE"], 'unknown capability: "NOPE"'), (["--cap-drop", "NOPE"], "unknown capability"),
     (["-m", "x"], "invalid size: 'x'"), (["-m", "-1"], "invalid size"), (["-m", "1q"], "invalid suffix: 'q'"), (["-m", "9" * 30], "invalid size"), (["--cpus", "x"], "--cpus"), (["--cpus", "-1"], "--cpus"),
     (["--cpus", "0.0000000001"], "too precise"), (["--network", "nowhere"], "not yet supported: --network nowhere"),
 ])
@@ -185,13 +186,13 @@ def test_what_an_ordinary_user_may_not(box, options, says):
 
 @pytest.mark.parametrize(("root", "says"), [("/proc/here", "cannot make the state directory /proc/here"), ("relative", "both must be absolute paths"), ("/dev/null", "/dev/null")])
 def test_state_that_cannot_be_kept_there(utsuwa, root, says):
-    for command in (["ps"], ["run", "--rm", "hello"]):
-        one_line(utsuwa(*command, env={"UTSUWA_ROOT": root}), says)
+    for code, command in ((1, ["ps"]), (125, ["run", "--rm", "hello"])):
+        one_line(utsuwa(*command, env={"UTSUWA_ROOT": root}), says, code=code)
 
 
 @pytest.mark.rootless_only("root may go everywhere")
 def test_state_of_somebody_else_is_refused(utsuwa, house):
-    one_line(utsuwa("ps", env={"UTSUWA_ROOT": house.path + "/of-root"}), "cannot make the state directory", "permission denied")
+    one_line(utsuwa("ps", env={"UTSUWA_ROOT": house.path + "/of-root"}), "cannot make the state directory", "permission denied", code=1)
 
 
 def test_a_damaged_database_is_said(utsuwa, lane_dir):
@@ -203,7 +204,7 @@ def test_a_damaged_database_is_said(utsuwa, lane_dir):
             os.unlink(f"{lane_dir}/root/{name}")
     with open(lane_dir + "/root/state.db", "r+b") as file:
         file.write(b"not a database" * 1000)
-    one_line(utsuwa("ps", env=place), "database")
+    one_line(utsuwa("ps", env=place), "database", code=1)
 
 
 # ---- the command in the container

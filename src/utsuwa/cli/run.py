@@ -91,7 +91,7 @@ def _main(argv: list[str], seed: Seed | None) -> int:
     if options.terminal and not options.detach:
         from utsuwa.engine import foreground
 
-        options.console = foreground.window(0)
+        options.console = foreground.screen()
     # Whoever sits at a terminal is told first; else last, so that an error stays one line.
     without_network = where.rootless and not options.network
     if without_network and options.terminal:

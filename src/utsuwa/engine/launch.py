@@ -224,7 +224,7 @@ def create(this: Launch) -> None:
     """Hand the container to its monitor; write config.json while it is being made."""
     this.sandbox.wait()
     with because("one monitor a container: it makes the container and is its parent for life", "design.md, 2", 2):
-        handshake.send(this.seed.sock, handshake.CREATE, (this.config, this.bundle), this.sandbox.held())
+        tell(this, handshake.CREATE, (this.config, this.bundle), this.sandbox.held())
     this.sandbox.release()
     write_config(this)
     this.init_pid = expect(this, handshake.CREATED)  # type: ignore[assignment]
@@ -244,7 +244,7 @@ def write_config(this: Launch) -> None:
 
 def start(this: Launch) -> None:
     """Let the program run."""
-    handshake.send(this.seed.sock, handshake.START)
+    tell(this, handshake.START)
     expect(this, handshake.RUNNING)
 
 
@@ -255,6 +255,14 @@ STEPS = (
     create,
     start,
 )
+
+
+def tell(this: Launch, kind: str, body: object = None, fds: tuple[int, ...] = ()) -> None:
+    """Send to the monitor. One that is gone is heard of by `expect`, which can say more."""
+    try:
+        handshake.send(this.seed.sock, kind, body, fds)
+    except (BrokenPipeError, ConnectionResetError):
+        return
 
 
 def expect(this: Launch, kind: str) -> object:

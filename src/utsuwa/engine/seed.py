@@ -71,7 +71,10 @@ class Seed:
         self.sock.close()
         self.held.close()
         if self.pid > 0:
-            os.waitpid(self.pid, 0)  # the first of its two forks, gone at once
+            try:
+                os.waitpid(self.pid, 0)  # the first of its two forks, gone at once
+            except ChildProcessError:  # a caller that ignores SIGCHLD: the kernel has reaped it
+                pass
             self.pid = 0
 
 

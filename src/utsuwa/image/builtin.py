@@ -142,4 +142,13 @@ def host() -> ImageRecord:
     config["Cmd"] = ["bash"] if any(os.access(f"{directory}/bash", os.X_OK) for directory in ("/bin", "/usr/bin")) else ["sh"]
     config["Env"] = [PATH]
     machine = os.uname().machine
-    return ImageRecord("", "", f"linux/{_MACHINES.get(machine, (machine, 0))[0]}", [], config, name=HOST, host=True)
+    return ImageRecord("", "", f"linux/{_MACHINES.get(machine, (machine, 0))[0]}", [], config, name=HOST, passwd=_accounts("passwd"), group=_accounts("group"), host=True)
+
+
+def _accounts(name: str) -> bytes | None:
+    """Return this machine's own /etc/passwd or group, None where there is none to read."""
+    try:
+        with open("/etc/" + name, "rb") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+import _signal as signal  # `signal` itself imports enum, 2 ms
+
 from utsuwa.errors import RuntimeFailure
 from utsuwa.kernel import mount
 from utsuwa.kernel.door import announce, close
@@ -37,7 +39,7 @@ def spawn() -> tuple[int, int]:
         try:
             if not announce("posix_spawn", (argv[0], *argv[1:])):
                 return ours, 0
-            pid = os.posix_spawn(f"/proc/self/fd/{clone}", argv, environ, file_actions=actions)
+            pid = os.posix_spawn(f"/proc/self/fd/{clone}", argv, environ, file_actions=actions, setsigmask=(), setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
         finally:
             close(clone)
             os.close(theirs)

@@ -91,9 +91,13 @@ def receive(sock: socket) -> tuple[str, object, list[int]] | None:
 
     Raises BlockingIOError where the socket does not block and nothing is there.
     """
-    try:
-        data, ancillary, flags, _ = sock.recvmsg(MESSAGE_LIMIT + 4096, _socket.CMSG_SPACE(_MOST_FDS * 4), _socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:
+    for _ in range(2):
+        try:
+            data, ancillary, flags, _address = sock.recvmsg(MESSAGE_LIMIT + 4096, _socket.CMSG_SPACE(_MOST_FDS * 4), _socket.MSG_CMSG_CLOEXEC)
+            break
+        except ConnectionResetError:  # told once, when the other end left something of ours unread; what it had sent is still to be read. unix(7)
+            continue
+    else:
         return None
     fds: list[int] = []
     for level, kind, payload in ancillary:
