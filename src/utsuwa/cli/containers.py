@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from utsuwa.cli.flags import BOOL, INT, TEXT, Flag, parse
-from utsuwa.errors import Conflict, NotFound, UtsuwaError
+from utsuwa.errors import NotFound, UtsuwaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 def _each(words: list[str], act: Callable[[str], None]) -> int:
     """Do `act` for each word; tell failures one line each. Returns 1 when one failed."""
+    from utsuwa.cli.main import tell
+
     code = 0
     for word in words:
         try:
             act(word)
         except UtsuwaError as error:
             code = 1
-            os.write(2, f"utsuwa: {error}\n".encode(errors="surrogateescape"))
+            tell(str(error))
     return code
 
 
@@ -35,12 +37,8 @@ def attach(argv: list[str]) -> int:
 
     where = context()
     keys = detach_keys(given.text("detach-keys")) if "detach-keys" in given.given else b"\x10\x11"
-    try:
-        row = containers.find(where, words[0])
-        outcome = control.attach(where, row.id, stdin=-1 if given.on("no-stdin") else 0, keys=keys, signals=True, proxy=given.on("sig-proxy"))
-    except (NotFound, Conflict) as error:
-        error.exit_code = 1
-        raise
+    row = containers.find(where, words[0])
+    outcome = control.attach(where, row.id, stdin=-1 if given.on("no-stdin") else 0, keys=keys, signals=True, proxy=given.on("sig-proxy"))
     return 0 if outcome.detached else outcome.code
 
 

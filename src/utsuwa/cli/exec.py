@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from utsuwa.cli.flags import BOOL, LIST, TEXT, Flag, parse
-from utsuwa.errors import Conflict, NotFound, UsageError
+from utsuwa.errors import UsageError
 
 FLAGS = (
     Flag("detach", "d", BOOL, "Detached mode: run command in the background"),
@@ -39,10 +39,6 @@ def main(argv: list[str]) -> int:
         from utsuwa.cli.run import detach_keys
 
         wanted.detach_keys = detach_keys(given.text("detach-keys"))
-    try:
-        code = run(context(), wanted, stdin=0, signals=True)
-    except (NotFound, Conflict) as error:
-        error.exit_code = 1
-        raise
+    code = run(context(), wanted, stdin=0, signals=True)
     note_modules("engine")
     return code

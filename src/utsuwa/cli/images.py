@@ -61,8 +61,10 @@ def _say(line: str) -> None:
 
 def _failed(error: UtsuwaError) -> int:
     """Docker's command line ends with 1 where the engine refused, and with 125 where it was asked wrongly."""
+    from utsuwa.cli.main import tell
+
     sys.stdout.flush()
-    print(f"utsuwa: {error}", file=sys.stderr)
+    tell(str(error))
     return 1
 
 

@@ -6,7 +6,7 @@ import os
 import time
 
 from utsuwa.cli.flags import BOOL, TEXT, Flag, parse
-from utsuwa.errors import NotFound, UsageError
+from utsuwa.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ def main(argv: list[str]) -> int:
     tail, now = _tail(given.text("tail")), time.time_ns()
     since, until = (units.parse_time(given.text(name), now) if given.text(name) else None for name in ("since", "until"))
     where = context()
-    try:
-        row = containers.find(where, words[0])
-    except NotFound as error:
-        error.exit_code = 1
-        raise
+    row = containers.find(where, words[0])
     copy(logs.read(where, row.id, follow=given.on("follow"), tail=tail, since=since, until=until), stamps=given.on("timestamps"))
     return 0
 

@@ -119,8 +119,16 @@ def report(error: Exception, command: str) -> int:
         text, code = f"internal error: {type(error).__name__}: {error}; set UTSUWA_DEBUG=1 and report the traceback", 125
     if code == 125 and command != "run" and not isinstance(error, FlagError | NotSupported):
         code = 1
-    os.write(2, f"utsuwa: {printable(text)}\n".encode(errors="surrogateescape"))
+    tell(text)
     return code
+
+
+def tell(text: str) -> None:
+    """Say one line about an error, where somebody listens."""
+    try:
+        os.write(2, f"utsuwa: {printable(text)}\n".encode(errors="surrogateescape"))
+    except OSError:
+        return
 
 
 def printable(text: str) -> str:

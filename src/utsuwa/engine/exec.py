@@ -83,11 +83,13 @@ def _process(known: Spec, wanted: Exec, pid: int) -> Spec:
     if wanted.user:
         found = users.resolve(wanted.user, _container_file(pid, "etc/passwd"), _container_file(pid, "etc/group"))
         user = {"uid": found.uid, "gid": found.gid, "additionalGids": found.groups}
-        environ = [entry for entry in environ if not str(entry).startswith("HOME=")] + [f"HOME={found.home}"]
+        asked = [*known["options"].get("env", ()), *(known["image_config"].get("Env") or ())]  # type: ignore[attr-defined]
+        if not any(str(entry).startswith("HOME=") for entry in asked):  # nobody's choice: it follows the user
+            environ = [entry for entry in environ if not str(entry).startswith("HOME=")] + [f"HOME={found.home}"]
     if wanted.terminal and not any(str(entry).startswith("TERM=") for entry in environ):
         environ.append("TERM=xterm")
     names = {entry.partition("=")[0] for entry in wanted.env}
-    environ = [entry for entry in environ if str(entry).partition("=")[0] not in names] + wanted.env
+    environ = [entry for entry in environ if str(entry).partition("=")[0] not in names] + [entry for entry in wanted.env if "=" in entry]
     if any("\0" in word for word in wanted.args):
         raise UsageError("invalid command: a word contains a NUL character")
     kept = base["capabilities"]["bounding"]  # type: ignore[index]
