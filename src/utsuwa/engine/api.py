@@ -76,7 +76,7 @@ class Engine:
         Raises UtsuwaError with everything undone; CommandError (exit_code 126 or 127) for a command that cannot run.
         """
         if self._remote is not None:
-            return self._remote.call("run", image=image, args=list(args or ()), remove=remove, detach=detach, **options)  # type: ignore[return-value]
+            return self._remote.call("run", image=image, args=args, remove=remove, detach=detach, **options)  # type: ignore[return-value]
         from utsuwa.engine.options import RunOptions
         from utsuwa.engine.run import run
         from utsuwa.engine.seed import Seed

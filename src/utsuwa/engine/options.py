@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_KINDS: dict[type, tuple[str, ...]] = {
+    str: ("image", "name", "hostname", "workdir", "user", "network", "seccomp"), float: ("cpus",), int: ("memory", "pids_limit"),
+    bool: ("detach", "interactive", "terminal", "remove", "read_only", "no_new_privs", "dry_run"), bytes: ("detach_keys",),
+}
+_WORDS: dict[type, str] = {str: "a string", float: "a number", int: "a whole number", bool: "True or False", bytes: "bytes"}
+_LISTS = ("args", "env", "volumes", "publish", "cap_add", "cap_drop", "entrypoint")
+
+
 class RunOptions:
     """The options of one container.
 
@@ -29,7 +37,7 @@ class RunOptions:
     )
 
     def __init__(self, image: str, args: list[str] | None = None, **given: object) -> None:
-        self.image, self.args = image, list(args or ())
+        self.image, self.args = image, [] if args is None else args
         self.name = self.hostname = self.workdir = self.user = self.network = self.seccomp = ""
         self.detach = self.interactive = self.terminal = self.remove = self.read_only = self.no_new_privs = self.dry_run = False
         self.env: list[str] = []
@@ -47,6 +55,22 @@ class RunOptions:
             if key not in self.__slots__:
                 raise UsageError(f"unknown option {key!r} of run; known are {', '.join(sorted(self.__slots__))}")
             setattr(self, key, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise UsageError for a value of the wrong kind, whose letters or truth would otherwise be taken for something else."""
+        for kind, names in _KINDS.items():
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, (int, float) if kind is float else kind) or (kind in (int, float) and isinstance(value, bool)):
+                    raise UsageError(f"option {name} of run: expected {_WORDS[kind]}, got {value!r}")
+        for name in _LISTS:
+            value = getattr(self, name)
+            if name == "entrypoint" and value is None:
+                continue
+            if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+                raise UsageError(f"option {name} of run: expected a list of strings, got {value!r}")
+            setattr(self, name, list(value))
 
     def as_dict(self) -> dict[str, object]:
         """Return the options as plain data, for the container's row."""
