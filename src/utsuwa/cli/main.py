@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+import _signal as signal  # `signal` itself imports enum, 2 ms
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code. Never returns; an error of ours is one line, never a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     code = 125
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
     while (fd := os.open("/dev/null", os.O_RDWR)) < 3:  # a stream that the caller closed: its number must not become something else's
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -58,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         code = dispatch(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # nobody reads: the flush at exit must not complain
@@ -69,6 +75,24 @@ def main(argv: list[str] | None = None) -> None:
     finally:
         # Not sys.exit: there is nothing to tear down, and the interpreter's own way out takes 3 ms.
         os._exit(code)
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C that came in a place where an exception gets lost (a callback of a weak reference, an import's among them) comes once more; the rest as ever."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        from _thread import start_new_thread
+
+        start_new_thread(_interrupt_soon, ())  # raised in here it would be lost as well
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _interrupt_soon() -> None:
+    from _thread import interrupt_main
+    from time import sleep
+
+    sleep(0.01)
+    interrupt_main()
 
 
 def dispatch(argv: list[str]) -> int:

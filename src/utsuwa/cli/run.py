@@ -96,14 +96,10 @@ def _main(argv: list[str], seed: Seed | None) -> int:
     without_network = where.rootless and not options.network
     if without_network and options.terminal:
         _tell(NO_NETWORK)
-    result = run(where, options, seed, stdin=0, signals=not options.detach, progress=_tell)
+    result = run(where, options, seed, stdin=0, signals=not options.detach, progress=_tell, started=print)
     if without_network and not options.terminal:
         _tell(NO_NETWORK)
-    if result.code is None:
-        if options.detach:
-            print(result.id)
-        return 0
-    return result.code
+    return result.code or 0
 
 
 def _tell(line: str) -> None:

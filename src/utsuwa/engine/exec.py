@@ -9,7 +9,7 @@ from marshal import loads
 from utsuwa.container import user as users
 from utsuwa.engine import containers, foreground
 from utsuwa.errors import Conflict, UsageError, UtsuwaError, carried
-from utsuwa.kernel import files
+from utsuwa.kernel import files, process
 from utsuwa.runtime import handshake
 
 TYPE_CHECKING = False
@@ -82,6 +82,10 @@ def _process(known: Spec, wanted: Exec, pid: int) -> Spec:
     environ = [*base["env"]]  # type: ignore[misc]
     if wanted.user:
         found = users.resolve(wanted.user, _container_file(pid, "etc/passwd"), _container_file(pid, "etc/group"))
+        if process.in_user_namespace():
+            from utsuwa.engine.config import check_ids
+
+            found.groups = check_ids(found)
         user = {"uid": found.uid, "gid": found.gid, "additionalGids": found.groups}
         asked = [*known["options"].get("env", ()), *(known["image_config"].get("Env") or ())]  # type: ignore[attr-defined]
         if not any(str(entry).startswith("HOME=") for entry in asked):  # nobody's choice: it follows the user
@@ -225,7 +229,9 @@ class _Direct(foreground.Relay):
     def _end(self) -> None:
         """The program has ended, or the container: what it wrote is in the pipes. A time for what its children may add, which none of their writing prolongs for ever."""
         if self.outcome is not None:
-            self.ended, self.outcome, self.until = self.outcome, None, time.monotonic() + DRAIN_SECONDS
+            self.ended, self.until = self.outcome, time.monotonic() + DRAIN_SECONDS
+            if self.session.out:
+                self.outcome = None
 
     def _read(self, fd: int) -> None:
         try:

@@ -247,6 +247,7 @@ class Relay:
                 self._before[number] = signal.signal(number, self._caught)
             except (OSError, ValueError):
                 continue
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # held back since the program started
 
     def _release(self) -> None:
         if self._wake < 0:

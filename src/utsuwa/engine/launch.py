@@ -9,6 +9,8 @@ import os
 import time
 from marshal import dumps as marshal
 
+import _signal as signal  # `signal` itself imports enum, 2 ms
+
 from utsuwa import ledger
 from utsuwa.engine import config as configuration, images, names, network, options as run_options
 from utsuwa.errors import Conflict, ImageError, RuntimeFailure, UtsuwaError, carried
@@ -38,7 +40,7 @@ CGROUP_PARENT = "/utsuwa"
 class Launch:
     """One container on its way up: what is decided (`id` … `bundle`) and what is held (`seed`, `sandbox`)."""
 
-    __slots__ = ("binds", "bundle", "config", "context", "created", "id", "image", "init_pid", "masks", "name", "options", "sandbox", "seed", "volumes")
+    __slots__ = ("binds", "bundle", "config", "context", "created", "id", "image", "init_pid", "mask", "masks", "name", "options", "sandbox", "seed", "volumes")
 
     def __init__(self, context: Context, options: RunOptions, seed: Seed) -> None:
         self.context, self.options, self.seed = context, options, seed
@@ -53,22 +55,22 @@ class Launch:
         self.image: ImageRecord
         self.sandbox: network.Sandbox
         self.init_pid = 0
+        self.mask: set[int] | None = None  # of signals, before SIGINT was held back
 
     @property
     def directory(self) -> str:
         return self.context.paths.container(self.id)
 
 
-def launch(context: Context, options: RunOptions, seed: Seed, progress: Callable[[str], None] | None = None) -> Launch:
+def launch(this: Launch, progress: Callable[[str], None] | None = None) -> None:
     """Make and start a container; returns when its program runs. On any failure everything is undone before the error is raised.
 
     `progress` takes the lines that tell of a pull, and warnings.
     """
-    this = Launch(context, options, seed)
-    with ledger.recording(seed.book):
-        this.image = images.resolve(context, options.image, progress)
+    with ledger.recording(this.seed.book):
+        this.image = images.resolve(this.context, this.options.image, progress)
         decide(this)
-        for line in options.warnings if progress else ():
+        for line in this.options.warnings if progress else ():
             progress(line)  # type: ignore[misc]
         try:
             for step in STEPS:
@@ -77,7 +79,6 @@ def launch(context: Context, options: RunOptions, seed: Seed, progress: Callable
         except BaseException:
             undo(this)
             raise
-    return this
 
 
 # ------------------------------------------------------------------------------------------------------------ decisions
@@ -244,6 +245,8 @@ def write_config(this: Launch) -> None:
 
 def start(this: Launch) -> None:
     """Let the program run."""
+    # From here on Ctrl-C is the container's, or too late: held back until its follower takes signals, or its id has been told. run.py lets go of it.
+    this.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     tell(this, handshake.START)
     expect(this, handshake.RUNNING)
 
@@ -288,6 +291,7 @@ def undo(this: Launch) -> None:
     if not is_real():
         return
     try:
+        handshake.send(this.seed.sock, handshake.SIGNAL, 9)  # its program may run already; before START it ends the monitor as DONE does
         handshake.send(this.seed.sock, handshake.DONE)
         while handshake.receive(this.seed.sock) is not None:
             continue

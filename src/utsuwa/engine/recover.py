@@ -89,7 +89,7 @@ def finish(context: Context, container: str) -> None:
     state = containers.state(context, container)
     options: Spec = record_of(context, container).get("options") or {}  # type: ignore[assignment]
     if str(phase).startswith(REMOVING) or options.get("remove") or not state.get("started"):
-        remove_all(context, container, volumes=phase == REMOVING + " with volumes")
+        remove_all(context, container)
     else:
         settle(context, container, state)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEPT_LEDGERS = 50
 REMOVING = "removing"
 """Phase of a row whose container is going; with " with volumes" behind it, its anonymous volumes go too."""
+_WITH_VOLUMES = " with volumes"
 
 
 def record_of(context: Context, container: str) -> Spec:
@@ -65,12 +66,14 @@ class locked:  # noqa: N801 - reads as a sentence: `with locked(context, id)`
 def remove_all(context: Context, container: str, *, volumes: bool = False) -> None:
     """Remove everything of a container whose monitor is gone (waits for that). Idempotent; safe against another who does the same.
 
-    Its anonymous volumes go with `volumes`, or when it was to be removed at its end (--rm).
+    Its anonymous volumes go with `volumes`, when it was to be removed at its end (--rm), or when one who began to remove it wanted that.
     """
     _claim(context, container, volumes)
     with locked(context, container), _book(context, container):
-        if not context.db.read("SELECT 1 FROM container WHERE id=?", container):
+        rows = context.db.read("SELECT phase FROM container WHERE id=?", container)
+        if not rows:
             return  # another has done it: its address and ports may be somebody else's by now
+        volumes = volumes or rows[0][0] == REMOVING + _WITH_VOLUMES
         record = record_of(context, container)
         release(context, container, record)
         ledger.fault("remove:files")
@@ -104,7 +107,7 @@ def _drop_rows(context: Context, container: str) -> bool:
 def _claim(context: Context, container: str, volumes: bool) -> None:
     """Say in the row that it is going, and whose work that is: whoever finds us dead goes on. A row in flight says so already."""
     if context.db.read("SELECT 1 FROM container WHERE id=? AND phase='up'", container):
-        phase = REMOVING + (" with volumes" if volumes else "")
+        phase = REMOVING + (_WITH_VOLUMES if volumes else "")
         with context.db.write():
             context.db.do("UPDATE container SET phase=?, pid=?, start=?, boot=? WHERE id=? AND phase='up'", phase, os.getpid(), start_time(os.getpid()), boot_id(), container)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _signal as signal  # `signal` itself imports enum, 2 ms
+
 from utsuwa import ledger
 from utsuwa.engine import foreground, launch, recover
 from utsuwa.engine.seed import Seed
@@ -27,20 +29,28 @@ class Result:
 def run(
     context: Context, options: RunOptions, seed: Seed | None = None, *,
     stdin: int = -1, output: Callable[[str, bytes], None] = foreground.to_streams, signals: bool = False, progress: Callable[[str], None] | None = None,
+    started: Callable[[str], None] | None = None,
 ) -> Result:
     """Run a container. Detached: returns once its program runs. Else: follows it, and removes or settles it at the end.
 
     `stdin` is a descriptor to feed it from, `output` takes (stream, bytes), `signals` whether this process's signals are passed on (main thread only),
-    `progress` takes the lines that tell of a pull.
+    `progress` takes the lines that tell of a pull, `started` the id of a detached container.
     Raises UtsuwaError with everything undone.
     """
+    this: launch.Launch | None = None
     seed = seed or Seed()
     try:
         recover.recover(context)
-        this = launch.launch(context, options, seed, progress)
+        this = launch.Launch(context, options, seed)
+        launch.launch(this, progress)
         if options.detach:
             _leave(context, this.id)
+            if started is not None:
+                started(this.id)
+                signal.sigtimedwait((signal.SIGINT,), 0)  # one that came since the start came too late
             return Result(this.id, None)
+        if not signals:
+            _let_go(this)
         relay = foreground.Relay(seed.sock, stdin=stdin if options.interactive else -1, output=output, terminal=options.terminal, keys=options.detach_keys, signals=signals)
         outcome = relay.run()
         if outcome.detached:
@@ -53,6 +63,15 @@ def run(
     finally:
         ledger.note_modules("engine")
         seed.drop()
+        if this is not None:
+            _let_go(this)
+
+
+def _let_go(this: launch.Launch) -> None:
+    """Take signals as before the start. Idempotent; one that was held back comes now."""
+    if this.mask is not None:
+        mask, this.mask = this.mask, None
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _leave(context: Context, container: str) -> None:

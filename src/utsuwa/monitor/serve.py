@@ -48,7 +48,7 @@ class Server:
         self._kept: set[int] = set()  # terminals of exec sessions whose caller has let go
         directory = os.open(str(monitor.bundle["run_directory"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener: socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)  # type: ignore[assignment]
-        os.umask(0o077)
+        os.umask(0o177)
         # Through the directory's descriptor: a 64-digit id nearly fills the 108 bytes of sun_path. unix(7)
         self._listener.bind(f"/proc/self/fd/{directory}/monitor.sock")
         self._listener.listen(64)
@@ -264,16 +264,16 @@ class Server:
             self.tell(client, handshake.EXITED, (code, False))
 
     def close(self, code: int, *, oom: bool) -> None:
-        """Tell everyone that the container has ended, and stop listening. The owner stays."""
-        sessions = set(self.sessions.values())
-        for fd, client in tuple(self.clients.items()):
-            if client.owner or client.waiting or fd in sessions:
-                self.tell(client, handshake.EXITED, (128 + 9, False) if fd in sessions else (code, oom))
+        """Stop listening, and tell everyone that the container has ended: who has heard it finds nobody to talk to. The owner stays."""
         self._listener.close()
         try:
             os.unlink(str(self.monitor.bundle["run_directory"]) + "/monitor.sock")
         except OSError:
             pass
+        sessions = set(self.sessions.values())
+        for fd, client in tuple(self.clients.items()):
+            if client.owner or client.waiting or fd in sessions:
+                self.tell(client, handshake.EXITED, (128 + 9, False) if fd in sessions else (code, oom))
         slow = [client for client in self.clients.values() if client.queue]
         if slow:
             keep = {self.monitor.poll.fileno(), *(client.fileno() for client in slow), *(fd for client in slow for _, _, fds in client.queue for fd in fds)}

@@ -89,7 +89,8 @@ def create(config: Spec, bundle: Spec, stdio: tuple[int, ...], book_fd: int = -1
             attempt.pid = process.clone(flags, "init", lambda: init.main(plan))
     except (OSError, RuntimeFailure) as error:
         destroy(attempt)
-        raise RuntimeFailure(error.strerror or str(error) if isinstance(error, OSError) else str(error)) from None
+        text = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+        raise RuntimeFailure(text[:1].lower() + text[1:]) from None
     if theirs is not None:
         theirs.close()
     for fd, _ in plan.joins:
