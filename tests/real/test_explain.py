@@ -169,7 +169,7 @@ def test_the_forms_agree_on_the_calls(utsuwa):
 def test_bad_input_is_one_clear_line(utsuwa, args, says):
     utsuwa("run", "--rm", "--network", "none", "hello", check=True)
     done = utsuwa(*args)
-    assert (done.code, done.out) == (125, "") and says in done.err and done.err.count("\n") == 1
+    assert (done.code, done.out) == (1, "") and says in done.err and done.err.count("\n") == 1
 
 
 # ---- the plan

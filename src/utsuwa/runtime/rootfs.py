@@ -7,6 +7,7 @@ mounts made here, which no file of the image can redirect (CVE-2019-16884, CVE-2
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -83,7 +84,7 @@ def mount_all(root: Root, mounts: list[Spec], groups: Groups) -> None:
                 with because(*_WHY.get(kind, ("a mount that the configuration asks for", "OCI runtime-spec, mounts", 5))):
                     mount_filesystem(root, kind, str(item.get("source") or kind), destination, options)
         except OSError as error:
-            raise RuntimeFailure(f"cannot mount {kind if kind != 'none' else item.get('source')} on {destination}: {error.strerror}") from None
+            raise RuntimeFailure(f"cannot mount {item.get('source') if kind in ('none', 'bind') else kind} on {destination}: {error.strerror}") from None
 
 
 def make_filesystem(kind: str, source: str, options: Options) -> int:
@@ -156,6 +157,8 @@ def bind(root: Root, source: str, destination: str, options: Options) -> None:
     mount.mount_setattr(tree, "", mount.AT_EMPTY_PATH | (recursive if deep else 0), 0, 0, kind)
     is_directory = stat.S_ISDIR(os.fstat(tree).st_mode) if is_real() else os.path.isdir(source)
     target = place(root, destination) if is_directory else file_place(root, destination)
+    if not is_directory and is_real() and stat.S_ISDIR(os.fstat(target).st_mode):
+        raise OSError(errno.EISDIR, "it is a directory there, and a file here; give a file's path, or bind a directory")
     _spare_proc(target, destination)
     mount.move_mount(tree, target)
     close(target)
