@@ -52,7 +52,10 @@ def is_fork(call):
 
 
 def by_process(directory):
-    """engine, monitor, init → their calls: followed from parent to child. init's end where the container's program begins."""
+    """engine, monitor, init → their calls: followed from parent to child. init's end where the container's program begins, and an exec session's count as init's.
+
+    A monitor that nobody waits for becomes, by execve, the engine that cleans up.
+    """
     traces = {int(name.partition(".")[2]): read(f"{directory}/{name}") for name in os.listdir(directory)}
     children = {call.result: pid for pid, calls in traces.items() for call in calls if is_fork(call) and call.result}
     flags = {call.result: call.args for calls in traces.values() for call in calls if is_fork(call) and call.result}
@@ -63,15 +66,21 @@ def by_process(directory):
         parent = who(children[pid])
         if "CLONE_NEWPID" in flags[pid]:
             return "init"
-        if parent == "engine" and any(call.name == "execve" and "/proc/self/fd/" in call.args for call in traces[pid]):
+        if parent == "engine" and is_spawned(pid):
             return "monitor"
-        return parent
+        return "init" if parent == "monitor" and not is_spawned(children[pid]) else parent
+
+    def is_spawned(pid):
+        return any(call.name == "execve" and "/proc/self/fd/" in call.args for call in traces[pid])
 
     found = {"engine": [], "monitor": [], "init": []}
     for pid in sorted(traces):
         name, calls = who(pid), traces[pid]
         programs = [index for index, call in enumerate(calls) if call.name == "execve" and call.result == 0]
         if name == "init":
+            calls = calls[: programs[0] + 1] if programs else calls
+        elif programs and name == "monitor" and not is_spawned(pid):
+            found["engine"] += calls[programs[0] + 1:]
             calls = calls[: programs[0] + 1]
         elif programs:  # what made it this program was its parent's doing, and is told as posix_spawn
             calls = calls[programs[-1] + 1:]
@@ -100,7 +109,8 @@ def seen(call, state):
         where, kind = path(args), "mkdir" if name.startswith("mkdir") else "rmdir"
         return [] if (where.startswith(state) and "/merged/" not in where) or (kind == "rmdir" and not where.startswith("/sys/")) else [f"{kind} {os.path.basename(where)}"]
     if name in ("symlink", "symlinkat"):
-        return ["symlinkat"]
+        where = path(args.partition(", ")[2])  # after the target
+        return [] if where.startswith(state) and "/merged/" not in where else ["symlinkat"]
     if name in ("sendto", "sendmsg"):
         # Every request of ours for a change wants an answer; looking does not, and libnftables sends one batch a transaction.
         return ["nft"] * args.count("NFNL_MSG_BATCH_BEGIN") if "NFNL_MSG_BATCH" in args else ["netlink"] * len(re.findall(r"nlmsg_flags=[^,}]*NLM_F_ACK", args))
@@ -121,16 +131,21 @@ def told(line):
     return f"{call} {os.path.basename(args[0])}" if call in ("write", "mkdir", "rmdir") else call
 
 
+def prepare(lane, directory):
+    """Return (the strace command, the directory its files come to)."""
+    lane("run", "--rm", "--network", "none", "hello", check=True)  # what is made once and for all is made: seccomp's cache, cgroup parents
+    out = f"{directory}/trace"
+    os.mkdir(out)
+    calls = ",".join((*(f"?{name}" for name in sorted(STATE_CHANGING)), "prctl", FORKS, FILES, SOCKETS))
+    user = ["-u", pwd.getpwuid(lane.uid).pw_name] if lane.uid != os.geteuid() else []  # traced by the user himself, newuidmap would lose its privilege
+    return ["strace", *user, "-ff", "-y", "-v", "-s", "4096", "-o", f"{out}/t", "-e", f"trace={calls}"], out
+
+
 @pytest.fixture
 def traced(utsuwa, lane_dir):
     """Callable: run with these options under strace; returns (calls by process, ledger lines)."""
     def go(*options):
-        utsuwa("run", "--rm", "--network", "none", "hello", check=True)  # what is made once and for all is made: seccomp's cache, cgroup parents
-        out = f"{lane_dir}/trace"
-        os.mkdir(out)
-        calls = ",".join((*(f"?{name}" for name in sorted(STATE_CHANGING)), "prctl", FORKS, FILES, SOCKETS))
-        user = ["-u", pwd.getpwuid(utsuwa.uid).pw_name] if utsuwa.uid != os.geteuid() else []  # traced by the user himself, newuidmap would lose its privilege
-        strace = ["strace", *user, "-ff", "-y", "-v", "-s", "4096", "-o", f"{out}/t", "-e", f"trace={calls}"]
+        strace, out = prepare(utsuwa, lane_dir)
         subprocess.run([*strace, utsuwa.program, "run", "--rm", *options, "hello"], env=utsuwa.environ(), cwd=utsuwa.home, stdin=subprocess.DEVNULL, check=True, timeout=60)
         return by_process(out), json.loads(utsuwa("explain", "--last", "--format", "json", check=True).out)
 
@@ -168,3 +183,19 @@ def test_the_ledger_tells_networks_and_limits(traced, utsuwa, options):
 def test_every_line_is_of_a_kind_that_counts(traced):
     _, ledger = traced("-p", f"127.0.0.1:{free_port()}:80")
     assert {line["call"] for line in ledger} - STATE_CHANGING - COMPOSED.keys() == {"prctl"}
+
+
+def test_a_detached_life_is_told_to_its_end(utsuwa, lane_dir):
+    """run -d, an exec, a stop, and the clean-up that the monitor becomes: strace follows the monitor, and ends when it does."""
+    strace, out = prepare(utsuwa, lane_dir)
+    options = ["--network", "none"] if utsuwa.rootless else ["-p", f"127.0.0.1:{free_port()}:80", "-v", "/data"]
+    command = [*strace, utsuwa.program, "run", "-d", "--rm", *options, "host", "sleep", "1000"]
+    with subprocess.Popen(command, env=utsuwa.environ(), cwd=utsuwa.home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        name = process.stdout.readline().strip()
+        utsuwa("exec", name, "true", check=True)
+        utsuwa("exec", "--user", "1", "--workdir", "/tmp", name, "true", check=True)
+        utsuwa("stop", "--time", "5", name, check=True)
+        assert process.wait(60) == 0
+    ledger = json.loads(utsuwa("explain", "--last", "--format", "json", check=True).out)
+    compare(by_process(out), ledger, utsuwa)
+    assert sum(line["call"] == "execve" for line in ledger) == 4  # the program, two sessions, and the monitor that becomes the clean-up

@@ -21,6 +21,8 @@ from utsuwa.storage.request import check_name, collect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from utsuwa.state.db import Database
     from utsuwa.state.paths import Paths
     from utsuwa.storage.request import Request
@@ -185,14 +187,17 @@ def sweep(paths: Paths) -> list[str]:
 
 
 def _sweep(top: int) -> list[str]:
-    dead = _dead(top)
+    dead = _dead(top, os.rmdir)
     for name in dead:
         remove_tree(top, name)
     return dead
 
 
-def _dead(top: int) -> list[str]:
-    """Return the temporary directories whose lock is free. It is let go of again: whoever held it is gone, and their names are used once."""
+def _dead(top: int, if_empty: Callable[..., object] | None = None) -> list[str]:
+    """Return the temporary directories whose lock is free, and let go of it: whoever held it is gone, and their names are used once.
+
+    An empty one may be somebody's who has not taken the lock yet: `if_empty` removes it under the lock, and its maker makes another.
+    """
     dead = []
     for name in os.listdir(top):
         if not name.startswith(TEMPORARY):
@@ -203,8 +208,11 @@ def _dead(top: int) -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            dead.append(name)
-        except BlockingIOError:
+            if os.listdir(fd) or if_empty is None:
+                dead.append(name)
+            else:
+                if_empty(name, dir_fd=top)
+        except (BlockingIOError, FileNotFoundError):
             continue
         finally:
             os.close(fd)
