@@ -9,6 +9,7 @@ from utsuwa import ledger
 from utsuwa.engine import containers, recover, remove
 from utsuwa.engine.context import Context
 from utsuwa.kernel.process import boot_id, start_time
+from utsuwa.state import lifecycle
 from utsuwa.state.db import Database
 from utsuwa.state.paths import Paths
 from utsuwa.state.volumes import VolumeRow, every, insert
@@ -84,7 +85,7 @@ def test_one_who_was_interrupted_is_followed_by_the_next(context, monkeypatch, p
     stop_at(monkeypatch, point)
     with pytest.raises(KeyboardInterrupt):
         remove.remove_all(context, ID)
-    assert [row.phase for row in containers.every(context)] == [remove.REMOVING]
+    assert [row.phase for row in containers.every(context)] == [lifecycle.REMOVING]
     remove.remove_all(context, ID)
     assert (files(context), rows(context)) == ([], [0, 0, 0])
 
@@ -174,8 +175,8 @@ def test_two_who_look_do_not_take_each_other_for_a_monitor_but_a_monitor_is_seen
 
 
 def test_recover_removes_what_a_dead_owner_was_removing_and_leaves_a_living_one_s(context):
-    add(context, ID, phase=remove.REMOVING)
-    add(context, OTHER, phase=remove.REMOVING, pid=os.getpid())
+    add(context, ID, phase=lifecycle.REMOVING)
+    add(context, OTHER, phase=lifecycle.REMOVING, pid=os.getpid())
     recover.recover(context)
     assert [row.id for row in containers.every(context)] == [OTHER]
 
@@ -185,7 +186,7 @@ def test_an_owner_that_nobody_has_waited_for_is_dead(context):
     if not child:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    add(context, phase=remove.REMOVING, pid=child)
+    add(context, phase=lifecycle.REMOVING, pid=child)
     try:
         assert recover.unfinished(context) == [ID]
     finally:
@@ -193,7 +194,7 @@ def test_an_owner_that_nobody_has_waited_for_is_dead(context):
 
 
 def test_settling_one_that_is_being_removed_does_not_take_the_mark_away(context):
-    add(context, phase=remove.REMOVING + " with volumes")
+    add(context, phase=lifecycle.REMOVING_WITH_VOLUMES)
     recover.settle(context, ID)
     assert [row.phase for row in containers.every(context)] == ["removing with volumes"]
     with context.db.write():

@@ -19,6 +19,7 @@ from utsuwa.kernel.door import is_real
 from utsuwa.ledger import because
 from utsuwa.runtime import handshake
 from utsuwa.security import capabilities, seccomp
+from utsuwa.state import lifecycle
 from utsuwa.state.db import IntegrityError
 from utsuwa.storage import overlay
 
@@ -146,7 +147,7 @@ def reserve(this: Launch) -> None:
         try:
             with db.write():
                 db.do(
-                    "INSERT INTO container VALUES (?,?,?,?,?,?,?,?,?,?)", this.id, this.name, this.image.id, options.image, this.created, "creating",
+                    "INSERT INTO container VALUES (?,?,?,?,?,?,?,?,?,?)", this.id, this.name, this.image.id, options.image, this.created, lifecycle.CREATING,
                     os.getpid(), process.start_time(os.getpid()), str(this.bundle["boot"]), b"",
                 )
                 _claim_layers(this)

@@ -9,9 +9,10 @@ import os
 import time
 
 from utsuwa.engine import containers
-from utsuwa.engine.remove import REMOVING, locked, record_of, release, remove_all, remove_in
+from utsuwa.engine.remove import locked, record_of, release, remove_all, remove_in
 from utsuwa.errors import UtsuwaError
 from utsuwa.kernel.process import boot_id
+from utsuwa.state import lifecycle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def finish(context: Context, container: str) -> None:
     [(phase,)] = context.db.read("SELECT phase FROM container WHERE id=?", container) or [("",)]
     state = containers.state(context, container)
     options: Spec = record_of(context, container).get("options") or {}  # type: ignore[assignment]
-    if str(phase).startswith(REMOVING) or options.get("remove") or not state.get("started"):
+    if phase in lifecycle.GOING or options.get("remove") or not state.get("started"):
         remove_all(context, container)
     else:
         settle(context, container, state)
@@ -104,7 +105,7 @@ def settle(context: Context, container: str, state: Spec | None = None) -> None:
             _write_state(context.paths.container(container) + "/state.json", {**state, "finished": time.time_ns()})
         release(context, container, record_of(context, container))
         with context.db.write():
-            context.db.do("UPDATE container SET phase='up' WHERE id=? AND phase NOT LIKE ?", container, REMOVING + "%")
+            lifecycle.move(context.db, container, lifecycle.UP)
         remove_in(context.paths.run + "/containers", container)  # last: it leads the next command here
 
 

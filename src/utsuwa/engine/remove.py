@@ -15,6 +15,7 @@ from utsuwa.container import cgroup
 from utsuwa.engine import network
 from utsuwa.kernel.process import boot_id, start_time
 from utsuwa.kernel.tree import remove_tree
+from utsuwa.state import lifecycle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     Spec = dict[str, object]
 
 KEPT_LEDGERS = 50
-REMOVING = "removing"
-"""Phase of a row whose container is going; with " with volumes" behind it, its anonymous volumes go too."""
-_WITH_VOLUMES = " with volumes"
 
 
 def record_of(context: Context, container: str) -> Spec:
@@ -73,7 +71,7 @@ def remove_all(context: Context, container: str, *, volumes: bool = False) -> No
         rows = context.db.read("SELECT phase FROM container WHERE id=?", container)
         if not rows:
             return  # another has done it: its address and ports may be somebody else's by now
-        volumes = volumes or rows[0][0] == REMOVING + _WITH_VOLUMES
+        volumes = volumes or rows[0][0] == lifecycle.REMOVING_WITH_VOLUMES
         record = record_of(context, container)
         release(context, container, record)
         ledger.fault("remove:files")
@@ -107,9 +105,9 @@ def _drop_rows(context: Context, container: str) -> bool:
 def _claim(context: Context, container: str, volumes: bool) -> None:
     """Say in the row that it is going, and whose work that is: whoever finds us dead goes on. A row in flight says so already."""
     if context.db.read("SELECT 1 FROM container WHERE id=? AND phase='up'", container):
-        phase = REMOVING + (_WITH_VOLUMES if volumes else "")
+        owner = os.getpid(), start_time(os.getpid()), boot_id()
         with context.db.write():
-            context.db.do("UPDATE container SET phase=?, pid=?, start=?, boot=? WHERE id=? AND phase='up'", phase, os.getpid(), start_time(os.getpid()), boot_id(), container)
+            lifecycle.move(context.db, container, lifecycle.REMOVING_WITH_VOLUMES if volumes else lifecycle.REMOVING, owner)
 
 
 class _book:  # noqa: N801

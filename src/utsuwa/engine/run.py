@@ -8,6 +8,7 @@ from utsuwa import ledger
 from utsuwa.engine import foreground, launch, recover
 from utsuwa.engine.seed import Seed
 from utsuwa.runtime import handshake
+from utsuwa.state import lifecycle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _leave(context: Context, container: str) -> None:
     """Hand the container over for good: its row is no longer ours."""
     ledger.fault("leave")
     with context.db.write():
-        context.db.do("UPDATE container SET phase='up' WHERE id=?", container)
+        lifecycle.move(context.db, container, lifecycle.UP)
 
 
 def _done(seed: Seed) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Row = tuple[Value, ...]
 
 BUSY_SECONDS = 30.0
+VERSION = 1
+"""Of the tables in schema.py. A file of another version is refused, not guessed at."""
 
 
 class Database:
@@ -34,8 +36,11 @@ class Database:
                 os.chmod(path, 0o600)
                 self._retry("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
-            if new or not self.read("PRAGMA user_version")[0][0]:
+            version = 0 if new else self.read("PRAGMA user_version")[0][0]
+            if not version:
                 self._create()
+            elif version != VERSION:
+                raise UtsuwaError(f"cannot use the database {path}: it is of version {version}, this utsuwa knows {VERSION}; install the one that made it, or set UTSUWA_ROOT")
         except _sqlite3.Error as error:
             raise UtsuwaError(f"cannot open the database {path}: {error}; is the disk full or the file damaged?") from None
 
@@ -60,7 +65,7 @@ class Database:
                 for statement in schema.TABLES.split(";\n"):
                     if statement.strip():
                         self.do(statement)
-                self.do(f"PRAGMA user_version={schema.VERSION}")
+                self.do(f"PRAGMA user_version={VERSION}")
 
     def read(self, sql: str, *values: Value) -> list[Row]:
         """Run a query and return all rows. Raises UtsuwaError."""

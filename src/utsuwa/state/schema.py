@@ -1,6 +1,4 @@
-"""The tables of state.db. Applied once, when the file is new; VERSION grows with each change and `db` migrates."""
-
-VERSION = 1
+"""The tables of state.db. Applied once, when the file is new; `db.VERSION` grows with each change."""
 
 TABLES = """
 CREATE TABLE image (

@@ -21,8 +21,6 @@ from utsuwa.storage.request import check_name, collect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from utsuwa.state.db import Database
     from utsuwa.state.paths import Paths
     from utsuwa.storage.request import Request
@@ -187,16 +185,16 @@ def sweep(paths: Paths) -> list[str]:
 
 
 def _sweep(top: int) -> list[str]:
-    dead = _dead(top, os.rmdir)
+    dead = _dead(top, sweep=True)
     for name in dead:
         remove_tree(top, name)
     return dead
 
 
-def _dead(top: int, if_empty: Callable[..., object] | None = None) -> list[str]:
+def _dead(top: int, *, sweep: bool = False) -> list[str]:
     """Return the temporary directories whose lock is free, and let go of it: whoever held it is gone, and their names are used once.
 
-    An empty one may be somebody's who has not taken the lock yet: `if_empty` removes it under the lock, and its maker makes another.
+    An empty one may be somebody's who has not taken the lock yet: a sweep removes it under the lock, and its maker makes another.
     """
     dead = []
     for name in os.listdir(top):
@@ -208,10 +206,10 @@ def _dead(top: int, if_empty: Callable[..., object] | None = None) -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.listdir(fd) or if_empty is None:
+            if os.listdir(fd) or not sweep:
                 dead.append(name)
             else:
-                if_empty(name, dir_fd=top)
+                os.rmdir(name, dir_fd=top)
         except (BlockingIOError, FileNotFoundError):
             continue
         finally:
