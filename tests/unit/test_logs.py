@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from utsuwa.cli import logs as command
+from utsuwa.cli import logs as command, main
 from utsuwa.engine import containers, logs
 from utsuwa.engine.context import Context
 from utsuwa.errors import NotFound, UsageError
@@ -135,4 +135,4 @@ def test_bad_arguments(monkeypatch):
     monkeypatch.setattr(containers, "find", nothing)
     with pytest.raises(NotFound) as caught:
         command.main(["nope"])
-    assert caught.value.exit_code == 1
+    assert main.report(caught.value, "logs") == 1

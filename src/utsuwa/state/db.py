@@ -40,7 +40,7 @@ class Database:
             if not version:
                 self._create()
             elif version != VERSION:
-                raise UtsuwaError(f"cannot use the database {path}: it is of version {version}, this utsuwa knows {VERSION}; install the one that made it, or set UTSUWA_ROOT")
+                raise UtsuwaError(f"cannot use the database {path}: it is of version {version!s}, this utsuwa knows {VERSION}; install the one that made it, or set UTSUWA_ROOT")
         except _sqlite3.Error as error:
             raise UtsuwaError(f"cannot open the database {path}: {error}; is the disk full or the file damaged?") from None
 
