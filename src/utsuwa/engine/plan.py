@@ -33,6 +33,7 @@ def plan(context: Context, options: RunOptions) -> list[Spec]:
             this.sandbox.plan()
         with ledger.recording(ledger.Ledger("monitor", seed.held)):
             create.adopt_orphans()
+            create.retire(door.FAKE)
             create.create(this.config, this.bundle, ())
         lines = [json.loads(line) for line in seed.held.lines]
         seed.sock.close()

@@ -15,7 +15,7 @@ from utsuwa.errors import RuntimeFailure, UtsuwaError, carried
 from utsuwa.kernel import process
 from utsuwa.kernel.door import label
 from utsuwa.ledger import because
-from utsuwa.runtime import create, handshake
+from utsuwa.runtime import create, handshake, init
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ DRAIN_SECONDS = 2.0
 
 
 class Monitor:
-    """One container's monitor. `engine` is the caller's connection; None once it has let go."""
+    """One container's monitor. `engine` is the caller's connection, None once it has let go; `itself` the mount of our interpreter."""
 
-    def __init__(self, engine: socket) -> None:
+    def __init__(self, engine: socket, itself: int) -> None:
         self.engine: socket | None = engine
+        self.itself = itself
         self.config: Spec = {}
         self.bundle: Spec = {}
         self.attempt = create.Attempt()
@@ -84,6 +85,8 @@ class Monitor:
         ledger.use(ledger.Ledger("monitor", ledger.to_file(self.ledger_fd)))
         self.book = ledger.Memory("init")
         create.adopt_orphans()
+        create.retire(self.itself)
+        os.close(self.itself)
 
     def _streams(self) -> tuple[int, ...]:
         """Make the container's streams; returns its ends, none with a terminal, which is made inside."""
@@ -346,16 +349,20 @@ def _lost(pid: int) -> UtsuwaError:
     return RuntimeFailure(f"cannot make the container: its first process (pid {pid}) was killed before it was ready")
 
 
-def main(descriptor: int) -> None:
-    """Entry point: `descriptor` is our end of the engine's socket. Forks once, so that the caller has no zombie to wait for later."""
+def main(descriptor: int, itself: int) -> None:
+    """Entry point: `descriptor` is our end of the engine's socket, `itself` the mount that holds our interpreter and nothing else.
+
+    Forks once, so that the caller has no zombie to wait for later.
+    """
     os.set_inheritable(descriptor, False)
-    process.close_range(descriptor + 1, 0xFFFFFFFF, 0)
+    os.set_inheritable(itself, False)
+    init.keep_only({descriptor, itself})
     if os.fork():
         os._exit(0)
     os.setsid()
     os.umask(0o022)  # what is made in the container does not depend on the caller's umask,
     os.chdir("/")    # and its directory is not held for as long as the container lives
-    monitor = Monitor(handshake.adopt(descriptor))
+    monitor = Monitor(handshake.adopt(descriptor), itself)
     monitor.begin()
     monitor.start()
     monitor.run()

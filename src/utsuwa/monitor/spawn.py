@@ -16,14 +16,13 @@ from utsuwa.kernel.door import announce, close
 from utsuwa.ledger import because
 from utsuwa.runtime.handshake import socketpair_fds
 
-_BOOT = "import gc, sys; gc.disable(); sys.path.append(sys.argv[1]); from utsuwa.monitor.main import main; main(int(sys.argv[2]))"
+_BOOT = "import gc, sys; gc.disable(); sys.path.append(sys.argv[1]); from utsuwa.monitor.main import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 
 
 def spawn() -> tuple[int, int]:
     """Return (our end of its socket, pid of the first of its two forks, to be waited for). Raises RuntimeFailure."""
     ours, theirs = socketpair_fds()
     package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    inherited = 3 if theirs != 3 else 4
     with because("what enters a container runs from an interpreter that nobody can write", "CVE-2019-5736; open_tree(2)", 6):
         try:
             clone = mount.open_tree(mount.AT_FDCWD, os.path.realpath(sys.executable), mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC)
@@ -32,9 +31,10 @@ def spawn() -> tuple[int, int]:
             os.close(ours)
             os.close(theirs)
             raise RuntimeFailure(f"cannot make the interpreter read-only: {error.strerror}; utsuwa needs CAP_SYS_ADMIN, run it as root or with user namespaces") from None
-    argv = [sys.executable, "-I", "-S", "-c", _BOOT, package_parent, str(inherited)]
+    inherited, itself = [fd for fd in (3, 4, 5, 6) if fd not in (theirs, clone)][:2]
+    argv = [sys.executable, "-I", "-S", "-c", _BOOT, package_parent, str(inherited), str(itself)]
     environ = {k: v for k, v in os.environ.items() if k in ("UTSUWA_FAULT", "UTSUWA_MODULES", "LANG", "LC_ALL", "TZ")}
-    actions = [(os.POSIX_SPAWN_DUP2, theirs, inherited), *_standard_streams()]
+    actions = [(os.POSIX_SPAWN_DUP2, theirs, inherited), (os.POSIX_SPAWN_DUP2, clone, itself), *_standard_streams()]
     with because("one monitor a container: its parent as long as it lives", "posix_spawn(3)", 1):
         try:
             if not announce("posix_spawn", (argv[0], *argv[1:])):

@@ -44,6 +44,12 @@ def adopt_orphans() -> None:
         credential.prctl(credential.PR_SET_CHILD_SUBREAPER, 1)
 
 
+def retire(interpreter: int) -> None:
+    """Let the monitor's interpreter, alone on the mount that this descriptor stands for, be executed no more: it runs already, and its forks do not execute it."""
+    with because("no container's program, script's or ELF interpreter can be this one, whoever swaps what", "CVE-2019-5736; mount_setattr(2)", 6):
+        mount.mount_setattr(interpreter, "", mount.AT_EMPTY_PATH, mount.MOUNT_ATTR_NOEXEC)
+
+
 def mount_overlay(overlay: Spec) -> int:
     """Return a detached overlay mount: `lower` directories top first, `upper`, `work`. Nothing is attached on the host. overlayfs."""
     with because("the image's layers, shared and read-only, under one writable layer of this container's own", "overlayfs", 3):

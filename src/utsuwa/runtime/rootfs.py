@@ -41,14 +41,16 @@ class Root:
     """The container's root while it is being furnished: its descriptor and those of the mounts made on it.
 
     `own` are the destinations whose file system was made here: what is bound, a volume above all, may hold whatever its owner put there.
+    `bound` are all destinations of binds.
     """
 
-    __slots__ = ("fd", "in_userns", "mounts", "null", "own")
+    __slots__ = ("bound", "fd", "in_userns", "mounts", "null", "own")
 
     def __init__(self, fd: int, in_userns: bool) -> None:
         self.fd, self.in_userns = fd, in_userns
         self.mounts: dict[str, int] = {}
         self.own: set[str] = set()
+        self.bound: set[str] = set()
         self.null = -1
 
     def made_here(self, destination: str) -> int:
@@ -162,6 +164,7 @@ def bind(root: Root, source: str, destination: str, options: Options) -> None:
     _spare_proc(target, destination)
     mount.move_mount(tree, target)
     close(target)
+    root.bound.add(os.path.normpath(destination))
     if is_directory:
         _keep(root, os.path.normpath(destination), tree)
     else:
@@ -287,7 +290,7 @@ def _make_device(root: Root, dev: int, device: Spec) -> None:
     kind = stat.S_IFBLK if device.get("type") == "b" else stat.S_IFCHR
     if root.in_userns:
         # mknod is refused in a user namespace whatever the capabilities (mknod(2), EPERM): the host's own node is bound instead.
-        if path not in root.mounts:
+        if path not in root.bound:  # the user's own goes before
             bind(root, path, path, Options(["bind"]))
     else:
         try:

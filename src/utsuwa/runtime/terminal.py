@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from utsuwa.runtime.init import Plan
     from utsuwa.runtime.rootfs import Root
 
-TIOCSCTTY, TIOCSPTLCK, TIOCGPTPEER, TIOCSWINSZ = 0x540E, 0x40045431, 0x5441, 0x5414
+TIOCSCTTY, TIOCSPTLCK, TIOCGPTPEER, TIOCSWINSZ, TIOCGPTN = 0x540E, 0x40045431, 0x5441, 0x5414, 0x80045430
 PTMX_DEVICE = os.makedev(5, 2)
 
 
@@ -37,7 +37,7 @@ def set_up(plan: Plan, root: Root) -> None:
         raise RuntimeFailure("cannot make a terminal: the container has no /dev/pts of its own")
     master, slave = open_pair(devpts, spec)
     with because("/dev/console is the container's terminal", "OCI runtime-spec, process.terminal", 1):
-        bind_console(root, slave)
+        bind_console(root, master, slave)
     if plan.sock is not None and is_real():
         handshake.send(plan.sock, handshake.TTY, None, (master,))
         take(slave)
@@ -76,7 +76,7 @@ def open_pair(devpts: int, spec: dict[str, object]) -> tuple[int, int]:
     return master, slave
 
 
-def bind_console(root: Root, slave: int) -> None:
+def bind_console(root: Root, master: int, slave: int) -> None:
     """Bind the terminal's own node, reached through our descriptor of it, on /dev/console."""
     dev = root.made_here("/dev")
     if dev < 0:
@@ -86,7 +86,7 @@ def bind_console(root: Root, slave: int) -> None:
     except FileExistsError:
         pass
     target = files.openat2(dev, "console", files.O_PATH | os.O_NOFOLLOW)
-    number = os.ttyname(slave).rpartition("/")[2] if is_real() else "0"
+    number = str(int.from_bytes(fcntl.ioctl(master, TIOCGPTN, bytes(4)), "little")) if is_real() else "0"
     tree = mount.open_tree(root.mounts["/dev/pts"], number, mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC)
     if is_real() and os.fstat(tree).st_rdev != os.fstat(slave).st_rdev:
         raise RuntimeFailure("cannot make a terminal: its node in /dev/pts was replaced")
