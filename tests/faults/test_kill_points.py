@@ -9,7 +9,6 @@ from support.faults import KILLED, LAUNCH, REMOVAL, Ground, fail, steps, strike,
 LEAST, LEAST_ROOTLESS = 80, 25
 BRIDGED = pytest.mark.root_only("an ordinary user has no bridge yet")
 EXCUSED = {
-    ("engine", "write"): ((0, 125), "one of them warms the kernel up and changes nothing; which number it has depends on three threads"),
     ("monitor", "rmdir"): ((0,), "the container has ended by then: the clean-up, a process of its own, tries again"),
     ("init", "execve"): ((126,), "what execve says is the command's matter, as at Docker"),
 }
@@ -68,7 +67,7 @@ def test_a_caller_in_the_foreground_killed_while_it_cleans_up(grounds):
 @BRIDGED
 @pytest.mark.timeout(240)
 def test_a_call_that_fails_is_one_clear_line_and_undone_at_once(grounds):
-    places = [*grounds[0].record(), *steps("engine", LAUNCH[:5])]
+    places = [*grounds[0].record(), *steps("engine", LAUNCH[:6])]
     # Nobody is there to hear of a clean-up that fails, or cannot begin: that is the next command's, as after a kill.
     places = [place for place in places if place.who != "cleanup" and (place.who, place.call) != ("monitor", "execve")]
     places = [place for place in places if place.who == "engine" or place.number % 3 == 1]

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import time
 
 import pytest
 
@@ -48,17 +47,6 @@ def bundle(root, directory):
     }
 
 
-def remove_monitors(group):
-    """Remove the group that monitors stay in, once the last of them has ended."""
-    deadline = time.monotonic() + 10
-    while os.path.isdir(group):
-        try:
-            os.rmdir(group)
-        except OSError:
-            assert time.monotonic() < deadline, "a monitor has not ended"
-            time.sleep(0.01)
-
-
 def host_mounts():
     """Lines of mountinfo, without those of engines that work beneath another test session's directory."""
     return [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if "/utsuwa-test-" not in line]
@@ -98,7 +86,6 @@ def run(tmp_path):
     yield go
     for top in os.listdir("/sys/fs/cgroup"):
         if os.path.isdir(f"/sys/fs/cgroup/{top}/utsuwa-test"):
-            remove_monitors(f"/sys/fs/cgroup/{top}/utsuwa-test/monitors")
             os.rmdir(f"/sys/fs/cgroup/{top}/utsuwa-test")  # fails if the container's own group is still in it
 
 

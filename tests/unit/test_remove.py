@@ -201,3 +201,14 @@ def test_settling_one_that_is_being_removed_does_not_take_the_mark_away(context)
         context.db.do("UPDATE container SET phase='creating'")
     recover.settle(context, ID)
     assert [row.phase for row in containers.every(context)] == ["up"]
+
+
+def test_the_last_fifty_ledgers_stay(tmp_path):
+    for number in range(remove.KEPT_LEDGERS + remove.SLACK):
+        (tmp_path / f"{number}.jsonl").touch()
+        os.utime(tmp_path / f"{number}.jsonl", (number, number))
+    remove._prune(str(tmp_path))
+    assert len(os.listdir(tmp_path)) == remove.KEPT_LEDGERS + remove.SLACK
+    (tmp_path / "newest.jsonl").touch()
+    remove._prune(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted([*(f"{number}.jsonl" for number in range(remove.SLACK + 1, remove.KEPT_LEDGERS + remove.SLACK)), "newest.jsonl"])

@@ -68,7 +68,6 @@ def main(argv: list[str]) -> int:
     from utsuwa.engine.seed import Seed
 
     seed = Seed()
-    seed.warm_up()
     try:
         return _main(argv, seed)
     finally:

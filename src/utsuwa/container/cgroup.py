@@ -10,6 +10,7 @@ import os
 
 from utsuwa.errors import RuntimeFailure, SpecError
 from utsuwa.kernel import files
+from utsuwa.kernel.door import FAKE, close, is_real, label
 from utsuwa.ledger import because
 
 TYPE_CHECKING = False
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     Resources = dict[str, dict[str, object]]
     Setting = tuple[str, str, str]  # controller, file, text
 
-MONITORS = "monitors"
+MONITORS = "/utsuwa/monitors"
 REMOVE_TRIES = 400
 KILL_PASSES = 50
 
@@ -187,7 +188,6 @@ def make(groups: Groups, path: str, resources: Resources) -> dict[str, str]:
 def _limit_devices(directory: str, rules: list[dict[str, object]]) -> None:
     """Attach a program that knows the rules: cgroup v2 has no devices controller. Raises RuntimeFailure: without it a container opens any disk."""
     from utsuwa.kernel import bpf
-    from utsuwa.kernel.door import FAKE, close, is_real, label
 
     fd = label(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if is_real() else FAKE, directory)
     program = -1
@@ -255,40 +255,50 @@ def _read(path: str) -> str:
         os.close(fd)
 
 
-def enter(directories: dict[str, str], pid: int = 0) -> None:
-    """Move a process (0: the caller) into the group of every hierarchy. cgroups(7), "cgroup.procs"."""
-    with because("enter the control groups first: every later child is counted from its birth", "cgroups(7), cgroup.procs", 1):
-        for directory in directories.values():
-            files.write_file(directory + "/cgroup.procs", str(pid))
+def enter(directories: dict[str, str], *, born: bool = False) -> None:
+    """Move the caller, a process of one thread, into the group of every hierarchy; `born` says that it was born in the v2 one.
 
-
-def shelter(groups: Groups, parent: str) -> None:
-    """Move the caller, a monitor, into `parent`/monitors, where systemd keeps account of processes: a session or unit that ends takes no container along.
-
-    Only there: what a monitor uses is still counted where its caller is. Idempotent. The group stays, like `parent`. systemd.kill(5)
+    By `tasks` where v1 has it: one thread that moves itself is let through, while cgroup.procs waits for every CPU of the machine, 8 ms or more after a
+    quiet time (Linux, cgroup_procs_write_start). v2 has no such way: there a process is born where it belongs (CLONE_INTO_CGROUP).
     """
-    directories = {name: where for name, where in groups.directories(f"{parent}/{MONITORS}").items() if name in ("unified", "name=systemd")}
-    with because("the monitor outlives its caller's session: a group of the monitors' own, which nobody ends as a whole", "cgroups(7); systemd.kill(5)", 1):
-        for directory in directories.values():
-            _make_directory(directory, groups.pure)
-            files.write_file(directory + "/cgroup.procs", "0")
+    with because("enter the control groups first: every later child is counted from its birth", "cgroups(7), tasks", 1):
+        for hierarchy, directory in directories.items():
+            if hierarchy != "unified":
+                files.write_file(directory + "/tasks", "0")
+            elif not born:
+                files.write_file(directory + "/cgroup.procs", "0")
 
 
-def warm_up() -> None:
-    """Move ourselves to where we are. Changes nothing; costs what the first move after a quiet time costs: a wait for every CPU, 10 ms (rcu_sync).
+def open_unified(directories: dict[str, str]) -> int:
+    """Return a descriptor of the v2 group, for a child to be born in; -1 where there is none. Raises OSError."""
+    path = directories.get("unified", "")
+    if not path:
+        return -1
+    return label(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if is_real() else FAKE, path)
 
-    Done in a thread while the monitor boots, so that the container's own moves, right after, find the lock warm. Never raises.
-    """
+
+def open_monitors() -> int:
+    """Return a descriptor of the monitors' v2 group, made when missing; -1 where this user may not have it. The group stays, like its parent."""
+    groups = discover()
     try:
-        top, own = discover().unified, ""
-        for line in _read("/proc/self/cgroup").splitlines():
-            if line.startswith("0::"):
-                own = line[3:].rstrip("/")
-        if top and os.access(f"{top}{own}/cgroup.procs", os.W_OK):
-            with because("the first move into a control group after a quiet time waits for every CPU: waited for now, while the monitor boots", "cgroups(7), cgroup.procs", 1):
-                files.write_file(f"{top}{own}/cgroup.procs", str(os.getpid()))
+        if groups.unified:
+            path = groups.unified + MONITORS
+            with because("monitors outlive their callers' sessions: a group of their own, which nobody ends as a whole", "cgroups(7); systemd.kill(5)", 1):
+                _make_directory(path, groups.pure)
+            if os.access(path + "/cgroup.procs", os.W_OK):
+                return open_unified({"unified": path})
     except OSError:
-        return
+        pass
+    return -1
+
+
+def shelter(groups: Groups) -> None:
+    """Move the calling monitor into the monitors' group of systemd's own v1 hierarchy too, where there is one. Raises OSError."""
+    if "name=systemd" in groups.v1:
+        path = groups.v1["name=systemd"] + MONITORS
+        with because("a session or unit that systemd ends takes no container along", "systemd.kill(5)", 1):
+            _make_directory(path, False)
+            files.write_file(path + "/tasks", "0")
 
 
 def processes(directories: dict[str, str]) -> list[int]:

@@ -82,7 +82,6 @@ class Engine:
         from utsuwa.engine.seed import Seed
 
         seed = Seed()
-        seed.warm_up()
         collected = _Collected()
         result = run(self._context(), RunOptions(image, args, remove=remove and not detach, detach=detach, **options), seed, output=collected.take)
         return RunResult(result.code, *collected.result(), result.id)

@@ -222,6 +222,15 @@ def make_sandbox(this: Launch) -> None:
     this.sandbox.begin()
 
 
+def make_groups(this: Launch) -> None:
+    """Make the control groups and set their limits: work that the monitor would do otherwise, done while it boots."""
+    linux: Spec = this.config["linux"]  # type: ignore[assignment]
+    if linux.get("cgroupsPath"):
+        from utsuwa.container import cgroup
+
+        this.bundle["groups"] = cgroup.make(cgroup.discover(), str(linux["cgroupsPath"]), linux["resources"])  # type: ignore[arg-type]
+
+
 def create(this: Launch) -> None:
     """Hand the container to its monitor; write config.json while it is being made."""
     this.sandbox.wait()
@@ -256,6 +265,7 @@ STEPS = (
     reserve,             # first: what is made later must have an owner
     make_sandbox,        # in a thread of its own, while the rest is made
     make_directories,
+    make_groups,
     create,
     start,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from utsuwa import ledger
-from utsuwa.container import cgroup
 from utsuwa.engine import images, launch
 from utsuwa.engine.seed import Seed
 from utsuwa.kernel import door
@@ -27,14 +26,15 @@ def plan(context: Context, options: RunOptions) -> list[Spec]:
         seed = Seed()
         this = launch.Launch(context, options, seed)
         with ledger.recording(seed.book):
-            cgroup.warm_up()
             this.image = images.resolve(context, options.image)
             launch.decide(this)
             this.sandbox.plan()
+            launch.make_groups(this)
         with ledger.recording(ledger.Ledger("monitor", seed.held)):
             create.adopt_orphans()
             create.retire(door.FAKE)
             create.create(this.config, this.bundle, ())
+            create.shelter(this.config)
         lines = [json.loads(line) for line in seed.held.lines]
         seed.sock.close()
     finally:

@@ -6,7 +6,7 @@ Imported before everything else on the hot path: keep it small.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 
 from utsuwa import ledger
 from utsuwa.monitor.spawn import spawn
@@ -62,10 +62,6 @@ class Seed:
             descriptor, self.pid = spawn()
         self.sock: socket = handshake.adopt(descriptor)
 
-    def warm_up(self) -> None:
-        """Let what is slow the first time happen now, in a thread of its own."""
-        start_new_thread(_warm_up, (self.book,))
-
     def drop(self) -> None:
         """Let the monitor go. Idempotent."""
         self.sock.close()
@@ -76,10 +72,3 @@ class Seed:
             except ChildProcessError:  # a caller that ignores SIGCHLD: the kernel has reaped it
                 pass
             self.pid = 0
-
-
-def _warm_up(book: Ledger) -> None:
-    from utsuwa.container import cgroup
-
-    with ledger.recording(book):
-        cgroup.warm_up()

@@ -244,7 +244,7 @@ def _symlink(script: Script, step: Step) -> None:
 
 def _write(script: Script, step: Step) -> None:
     path, text = step.words
-    if step.phase == HOST and path.endswith("/cgroup.procs"):  # a process of then
+    if step.phase == HOST and path.endswith(("/cgroup.procs", "/tasks")):  # a process of then
         return
     script.part(step).add(step, f"echo {quote(text)} > {_path(step, path)}")  # one write(2), as these files want it
 
@@ -255,6 +255,9 @@ def _hostname(script: Script, step: Step) -> None:
 
 def _namespaces(script: Script, step: Step) -> None:
     flags = step.lines[0].flags(0)
+    if step.kind == "clone" and len(step.words) > 2:  # it is born in a control group; a shell has to go there
+        group = quote(descriptor(step.words[2])[1])
+        script.entering.add(step, f"echo 0 > {group}/cgroup.procs")
     if step.phase == INIT or "init" in step.words:
         script.entering.add(step, "#     unshare " + " ".join(_NAMESPACES[flag] for flag in flags if flag in _NAMESPACES))
         script.unshare += [_NAMESPACES[flag] for flag in flags if flag in _NAMESPACES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from _struct import pack
 
 from utsuwa.kernel import ffi as ctypes
 from utsuwa.kernel.door import SYSCALLS, announce, call_libc, call_os, flag_names, is_real, label, libc, look, show
@@ -14,41 +15,46 @@ if TYPE_CHECKING:
 
 CLOSE_RANGE_CLOEXEC = 4
 SIGCHLD = 17
+CLONE_INTO_CGROUP = 0x200000000
 _long = ctypes.c_long
 
 
-def fork(role: str, child: Callable[[], None]) -> int:
+def fork(role: str, child: Callable[[], None], group: int = -1) -> int:
     """Fork; `child` runs in the new process, which always leaves by os._exit. Returns the child's pid. fork(2).
 
+    With `group`, a descriptor of a cgroup2 directory, it is born there: moving it later would wait for every CPU of the machine (see `clone`).
     Where the backend does nothing, `child` runs here and now, so that its steps are planned too, and 0 is returned.
     """
-    if not announce("fork", (role,)):
+    if not announce("fork", (role, show(group)) if group >= 0 else (role,)):
         child()
         return 0
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        child()
-        code = 0
-    finally:
-        os._exit(code)
+    return _parted(os.fork() if group < 0 else _clone3(0, group), child)
 
 
-def clone(flags: int, role: str, child: Callable[[], None]) -> int:
-    """Fork straight into new namespaces; `flags` is a mask of CLONE_NEW*. Otherwise as `fork`. clone(2).
+def clone(flags: int, role: str, child: Callable[[], None], group: int = -1) -> int:
+    """Fork straight into new namespaces and a control group; `flags` is a mask of CLONE_NEW*. Otherwise as `fork`. clone(2), CLONE_INTO_CGROUP.
 
     The raw system call: os.fork knows no flags, and a separate unshare would need a second fork to enter a pid namespace. Safe only in a
     process with one thread, which the monitor is: the interpreter's own after-fork work concerns other threads.
     """
-    if not announce("clone", (flag_names(flags, CLONE), role)):
+    names = flag_names(flags, CLONE)
+    if not announce("clone", (names, role, show(group)) if group >= 0 else (names, role)):
         child()
         return 0
-    pid: int = libc.syscall(_long(SYSCALLS["clone"]), _long(flags | SIGCHLD), _long(0), _long(0), _long(0), _long(0))
+    return _parted(_clone3(flags, group), child)
+
+
+def _clone3(flags: int, group: int) -> int:
+    """clone3(2): struct clone_args is eleven 64-bit fields, the fifth the exit signal, the last the group."""
+    arguments = pack("11Q", flags | (CLONE_INTO_CGROUP if group >= 0 else 0), 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, max(group, 0))
+    pid: int = libc.syscall(_long(SYSCALLS["clone3"]), ctypes.c_char_p(arguments), _long(len(arguments)))
     if pid < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"clone {flag_names(flags, CLONE)}: {os.strerror(number).lower()}")
+        raise OSError(number, f"clone3 {flag_names(flags, CLONE)}: {os.strerror(number).lower()}")
+    return pid
+
+
+def _parted(pid: int, child: Callable[[], None]) -> int:
     if pid:
         return pid
     code = 1

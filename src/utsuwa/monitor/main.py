@@ -11,9 +11,10 @@ import time
 import _signal as signal  # `signal` itself imports enum, 2 ms
 
 from utsuwa import ledger
+from utsuwa.container import cgroup
 from utsuwa.errors import RuntimeFailure, UtsuwaError, carried
 from utsuwa.kernel import process
-from utsuwa.kernel.door import label
+from utsuwa.kernel.door import close, label
 from utsuwa.ledger import because
 from utsuwa.runtime import create, handshake, init
 
@@ -68,8 +69,9 @@ class Monitor:
                 os.close(fd)
             self._prepare()
             self._follow_init()
-            self._write_state("created")
             handshake.send(self.engine, handshake.CREATED, self.attempt.pid)
+            self.book.take(self.ledger_fd)
+            self._write_state("created")
         except UtsuwaError as error:
             self._failed(type(error).__name__, str(error), error.exit_code)
         except OSError as error:
@@ -108,17 +110,24 @@ class Monitor:
         from utsuwa.monitor.log import Log
 
         self.log = Log(str(self.bundle["directory"]) + "/log")
+        create.shelter(self.config)
 
     def _follow_init(self) -> None:
-        """Take init's ledger lines until it waits for START. Raises what it failed with."""
+        """Take init's ledger lines until it waits for START. Raises what it failed with.
+
+        Line by line while it works, on another core: taken at its end, they would cost the start 2 ms.
+        """
         sock = self.attempt.sock
         assert sock is not None
+        ready = select.poll()
+        ready.register(sock.fileno(), select.POLLIN)
         while True:
+            while not ready.poll(1):
+                self.book.take(self.ledger_fd)
             message = handshake.receive(sock)
             if message is None:
                 raise _lost(self.attempt.pid)
             if message[0] == handshake.READY:
-                self.book.take(self.ledger_fd)
                 return
             self._from_init(message)
 
@@ -281,8 +290,6 @@ class Monitor:
 
     def finish(self) -> None:
         """Record the exit, remove the control groups, answer everyone; then clean up, unless the caller does."""
-        from utsuwa.container import cgroup
-
         assert self.log is not None and self.server is not None
         self.log.close()
         oom = cgroup.oom_kills(self.attempt.directories) > 0
@@ -357,8 +364,19 @@ def main(descriptor: int, itself: int) -> None:
     os.set_inheritable(descriptor, False)
     os.set_inheritable(itself, False)
     init.keep_only({descriptor, itself})
-    if os.fork():
-        os._exit(0)
+    group = cgroup.open_monitors()
+    with because("a process of its own, for which the caller need not wait", "fork(2)", 2):
+        try:
+            process.fork("monitor", lambda: live(descriptor, itself, group), group)
+        except OSError:  # not this user's to be born in
+            process.fork("monitor", lambda: live(descriptor, itself, group))
+    os._exit(0)
+
+
+def live(descriptor: int, itself: int, group: int) -> None:
+    """Be the monitor, from here to the end."""
+    if group >= 0:
+        close(group)
     os.setsid()
     os.umask(0o022)  # what is made in the container does not depend on the caller's umask,
     os.chdir("/")    # and its directory is not held for as long as the container lives
@@ -367,4 +385,3 @@ def main(descriptor: int, itself: int) -> None:
     monitor.start()
     monitor.run()
     monitor.finish()
-    os._exit(0)

@@ -9,6 +9,7 @@ from _struct import unpack
 
 import _socket
 
+from utsuwa.container import cgroup
 from utsuwa.kernel import process
 from utsuwa.ledger import because
 from utsuwa.monitor.clients import Client, deliver
@@ -203,9 +204,11 @@ class Server:
         try:
             pidfd = process.pidfd_open(monitor.attempt.pid)  # EINVAL once the container has ended
             held.append(pidfd)
+            group = cgroup.open_unified(monitor.attempt.directories)
+            held += [group] if group >= 0 else []
             entry = enter.Entry(spec, monitor.bundle, enter.namespaces(monitor.config), pidfd, monitor.attempt.directories, tuple(fds), theirs, monitor.book.fd)
             with because("one more process for the container; it joins from a fork, so the monitor never leaves its own namespaces", "setns(2)", 1):
-                process.fork("exec", lambda: enter.main(entry))
+                process.fork("exec", lambda: enter.main(entry), group)
         except OSError as error:
             ours.close()
             text = f"cannot enter the container: {(error.strerror or '').lower()}" if monitor.attempt.pid else f"container {monitor.bundle['id']} is not running"

@@ -50,6 +50,13 @@ def retire(interpreter: int) -> None:
         mount.mount_setattr(interpreter, "", mount.AT_EMPTY_PATH, mount.MOUNT_ATTR_NOEXEC)
 
 
+def shelter(config: Spec) -> None:
+    """Leave the caller's session for the monitors' group, where the container has groups at all. Raises OSError."""
+    linux: Spec = config["linux"]  # type: ignore[assignment]
+    if linux.get("cgroupsPath"):
+        cgroup.shelter(cgroup.discover())
+
+
 def mount_overlay(overlay: Spec) -> int:
     """Return a detached overlay mount: `lower` directories top first, `upper`, `work`. Nothing is attached on the host. overlayfs."""
     with because("the image's layers, shared and read-only, under one writable layer of this container's own", "overlayfs", 3):
@@ -83,24 +90,25 @@ def create(config: Spec, bundle: Spec, stdio: tuple[int, ...], book_fd: int = -1
     plan.groups, plan.book_fd = cgroup.discover(), book_fd
     try:
         if linux.get("cgroupsPath"):
-            cgroup.shelter(plan.groups, str(linux["cgroupsPath"]).rpartition("/")[0])
             attempt.directories = plan.groups.directories(str(linux["cgroupsPath"]))
-            plan.directories = cgroup.make(plan.groups, str(linux["cgroupsPath"]), linux.get("resources") or {})  # type: ignore[arg-type]
+            plan.directories = bundle.get("groups") or cgroup.make(plan.groups, str(linux["cgroupsPath"]), linux.get("resources") or {})  # type: ignore[arg-type,assignment]
         attempt.root_fd = plan.root_fd = mount_overlay(bundle["overlay"])  # type: ignore[arg-type]
         flags = _namespaces(plan, linux["namespaces"])  # type: ignore[arg-type]
         plan.new_network = bool(flags & namespace.CLONE_NEWNET)
         ours, theirs = handshake.pair() if is_real() else (None, None)
         plan.sock, attempt.sock = theirs, ours
-        with because("the container's first process, born in namespaces of its own", "namespaces(7), clone(2)", 1):
-            attempt.pid = process.clone(flags, "init", lambda: init.main(plan))
+        group = cgroup.open_unified(plan.directories)
+        with because("the container's first process, born in namespaces and a control group of its own", "namespaces(7), clone(2)", 1):
+            attempt.pid = process.clone(flags, "init", lambda: init.main(plan), group)
     except (OSError, RuntimeFailure) as error:
         destroy(attempt)
         text = str(error.strerror or error) if isinstance(error, OSError) else str(error)
         raise RuntimeFailure(text[:1].lower() + text[1:]) from None
     if theirs is not None:
         theirs.close()
-    for fd, _ in plan.joins:
-        close(fd)
+    for fd in (*(fd for fd, _ in plan.joins), group):
+        if fd >= 0:
+            close(fd)
     return attempt
 
 

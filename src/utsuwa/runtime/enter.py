@@ -67,7 +67,7 @@ def _join(entry: Entry) -> None:
         credential.prctl(credential.PR_SET_DUMPABLE, 0)
     init.keep_only({*entry.stdio, entry.pidfd, entry.book_fd, entry.sock.fileno()})
     if entry.directories:
-        cgroup.enter(entry.directories)
+        cgroup.enter(entry.directories, born=True)
     with because("see what the container sees: all of its namespaces at once", "setns(2), pidfd", 1):
         namespace.setns(entry.pidfd, entry.flags)
     with because("a pid namespace is entered by children only", "pid_namespaces(7)", 1):

@@ -55,11 +55,16 @@ class Plan:
 
 def main(plan: Plan) -> None:
     """Become the container. Returns only on failure (or where the backend does nothing); the failure has gone up the pipe."""
+    if not is_real():  # a plan: one process plays all the parts
+        with ledger.recording(ledger.Ledger("init", ledger.current().sink)):
+            _take_steps(plan)
+        return
+    ledger.use(ledger.Ledger("init", ledger.to_memory(plan.book_fd)))
+    _take_steps(plan)
+
+
+def _take_steps(plan: Plan) -> None:
     sock = plan.sock
-    if sock is not None and is_real():
-        ledger.use(ledger.Ledger("init", ledger.to_memory(plan.book_fd)))
-    elif not is_real():  # a plan: one process plays all the parts
-        ledger.use(ledger.Ledger("init", ledger.current().sink))
     try:
         for step in STEPS:
             step(plan)
@@ -98,7 +103,7 @@ def keep_only(keep: set[int]) -> None:
 
 def enter_namespaces(plan: Plan) -> None:
     if plan.directories:
-        cgroup.enter(plan.directories)
+        cgroup.enter(plan.directories, born=True)
     for fd, kind in plan.joins:
         with because("join the namespace that was made ready outside", "setns(2)", 4 if kind == namespace.CLONE_NEWNET else 1):
             namespace.setns(fd, kind)
