@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from support import leaks
+from support import faults, leaks
 from support.house import House, install, make_user, others, remove_user, sub_ids, tool
 from support.lanes import Lane
 from support.registry import Registry, busybox_image
@@ -74,6 +74,8 @@ def pytest_terminal_summary(terminalreporter, config):
     ran = ", ".join(f"{name} {counts[name]}" for name in (*LANES, "this process"))
     terminalreporter.section("lanes")
     terminalreporter.line(f"tests that ran, by lane: {ran}")
+    for line in faults.tried:
+        terminalreporter.line(f"killed or failed at every step: {line}")
     for name in _missing(config):
         terminalreporter.line(f"FAILED: the {name} lane ran no test", red=True, bold=True)
     if crowded:

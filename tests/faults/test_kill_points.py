@@ -1,10 +1,11 @@
 """Killed or failing at every line of a run's ledger and at every step: the next command works and nothing is left (issue 2; design.md, 5)."""
 
+import os
 from collections import Counter
 
 import pytest
 
-from support.faults import KILLED, LAUNCH, REMOVAL, Ground, fail, steps, strike, told, walk
+from support.faults import KILLED, LAUNCH, REMOVAL, Ground, fail, steps, strike, told, tried, walk
 
 LEAST, LEAST_ROOTLESS = 80, 25
 BRIDGED = pytest.mark.root_only("an ordinary user has no bridge yet")
@@ -30,7 +31,7 @@ def grounds(_root_lane, image):
 
 
 def report(places, wrong, least):
-    print(f"{len(places)} points tried: " + ", ".join(f"{who} {count}" for who, count in Counter(place.who for place in places).items()))
+    tried.append(f"{os.environ['PYTEST_CURRENT_TEST'].rpartition('::')[2]}: {len(places)} points tried: " + ", ".join(f"{who} {count}" for who, count in Counter(place.who for place in places).items()))
     assert len(places) >= least
     assert not wrong, told(wrong)
 

@@ -26,12 +26,17 @@ def leftovers(lane):
 
 @pytest.fixture
 def tidy(utsuwa):
-    """Remove the images of this test, and assert that nothing else was left."""
+    """No image before; after it those of the test are removed, and nothing else was left."""
+    remove_images(utsuwa)
     yield utsuwa
-    names = utsuwa("images", "-q", "--no-trunc", check=True).lines
-    if names:
-        utsuwa("rmi", "-f", *names, check=True)
+    remove_images(utsuwa)
     assert leftovers(utsuwa) == "[]"
+
+
+def remove_images(lane):
+    names = lane("images", "-q", "--no-trunc", check=True).lines
+    if names:
+        lane("rmi", "-f", *names, check=True)
 
 
 def test_pull_says_what_docker_says(tidy, registry):
@@ -100,7 +105,7 @@ def test_errors_are_one_line(tidy, registry):
         assert failed.err.startswith("utsuwa: ") and failed.err.count("\n") == 1
     assert tidy("images", "-q", check=True).lines == []
     bad = tidy("pull", "BAD//name")
-    assert bad.code == 125 and bad.err.startswith("utsuwa: invalid reference format") and bad.err.count("\n") == 1
+    assert bad.code == 1 and bad.err.startswith("utsuwa: invalid reference format") and bad.err.count("\n") == 1
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from support.lanes import Lane
 QUIET_SECONDS = 20.0
 KILLED = -9
 TABLES = {"container": "id, name, phase, pid", "container_layer": "*", "sandbox": "*", "lease": "*", "port": "*", "volume": "name"}
+tried: list[str] = []
+"""What each walk tried, for the session's summary."""
 LAUNCH = ("reserve", "make_sandbox", "make_directories", "make_groups", "create", "start", "leave")
 REMOVAL = ("remove:files", "remove:rows")
 """Points that are steps of the engine and no calls: `ledger.fault(` in engine/."""

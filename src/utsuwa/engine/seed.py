@@ -32,7 +32,7 @@ class Held:
         encoded = ledger.encode_line(book.who, book.seq, line)
         with self._lock:
             if self.fd >= 0:
-                os.write(self.fd, encoded)
+                ledger.append(self.fd, encoded)
             else:
                 self.lines.append(encoded)
 
@@ -40,7 +40,7 @@ class Held:
         """Write what was held, and from now on at once."""
         with self._lock:
             self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.write(self.fd, b"".join(self.lines))
+            ledger.append(self.fd, b"".join(self.lines))
             self.lines.clear()
 
     def close(self) -> None:

@@ -156,8 +156,8 @@ _SAME_EVERYWHERE = {  # asm-generic/unistd.h: all architectures share the number
     "clone3": 435, "close_range": 436, "openat2": 437, "mount_setattr": 442, "pidfd_send_signal": 424,
 }
 _BY_MACHINE = {
-    "x86_64": {"clone": 56, "pivot_root": 155, "seccomp": 317, "keyctl": 250, "ioprio_set": 251, "rt_sigaction": 13, "bpf": 321},
-    "aarch64": {"clone": 220, "pivot_root": 41, "seccomp": 277, "keyctl": 219, "ioprio_set": 30, "rt_sigaction": 134, "bpf": 280},
+    "x86_64": {"pivot_root": 155, "seccomp": 317, "rt_sigaction": 13, "bpf": 321},
+    "aarch64": {"pivot_root": 41, "seccomp": 277, "rt_sigaction": 134, "bpf": 280},
 }
 SYSCALLS: dict[str, int] = {**_SAME_EVERYWHERE, **_BY_MACHINE.get(_MACHINE, {})}
 

@@ -84,11 +84,19 @@ class Ledger:
             self.sink(self, line)
 
 
+def append(descriptor: int, data: bytes) -> None:
+    """Write to a ledger's file. A full disk stops the ledger, not the container, and least of all its removal."""
+    try:
+        os.write(descriptor, data)
+    except OSError:
+        return
+
+
 def to_file(descriptor: int) -> Callable[[Ledger, Line], None]:
     """Return a sink that appends JSON lines to an O_APPEND descriptor, one write(2) a line so that writers do not tear."""
 
     def sink(ledger: Ledger, line: Line) -> None:
-        os.write(descriptor, encode_line(ledger.who, ledger.seq, line))
+        append(descriptor, encode_line(ledger.who, ledger.seq, line))
 
     return sink
 
@@ -136,7 +144,7 @@ class Memory:
             place = end
         self._at += place
         if out:
-            os.write(descriptor, b"".join(out))
+            append(descriptor, b"".join(out))
 
 
 def nowhere(_ledger: Ledger, _line: Line) -> None:

@@ -186,8 +186,11 @@ class Monitor:
         self.book.take(self.ledger_fd)
         from utsuwa.monitor.serve import Server
 
-        self.server = Server(self)
-        self._write_state("running")
+        try:
+            self.server = Server(self)
+            self._write_state("running")
+        except OSError as error:
+            self._failed("RuntimeFailure", f"cannot start the container: {(error.strerror or '').lower()}", 125)
 
     # ---- while it runs
 
@@ -294,7 +297,10 @@ class Monitor:
         self.log.close()
         oom = cgroup.oom_kills(self.attempt.directories) > 0
         self._destroy()
-        self._write_state("stopped", exit_code=self.exit_code, oom=oom)
+        try:
+            self._write_state("stopped", exit_code=self.exit_code, oom=oom)
+        except OSError:  # a full disk: who is connected hears the code, later ones read that it was lost
+            pass
         os.close(self.lock_fd)  # all is written: who takes the lock now may clean up
         self.lock_fd = -1
         self.server.close(self.exit_code or 0, oom=oom)

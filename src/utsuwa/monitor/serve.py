@@ -11,6 +11,7 @@ import _socket
 
 from utsuwa.container import cgroup
 from utsuwa.kernel import process
+from utsuwa.kernel.door import close
 from utsuwa.ledger import because
 from utsuwa.monitor.clients import Client, deliver
 from utsuwa.runtime import enter, handshake, init
@@ -219,7 +220,7 @@ class Server:
         finally:
             theirs.close()
             for each in held:
-                os.close(each)
+                close(each)
 
     def _follow(self, birth: Birth) -> None:
         """Take a message of a process on its way; execve closes its end."""
