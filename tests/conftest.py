@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from support import faults, leaks
+from support.containers import Box
 from support.house import House, install, make_user, others, remove_user, sub_ids, tool
 from support.lanes import Lane
 from support.registry import Registry, busybox_image
@@ -160,7 +161,28 @@ def registry(house):
         yield served
 
 
+@pytest.fixture
+def box(utsuwa, registry):
+    """Containers of the registry's busybox in this lane; see support/containers.py."""
+    made = Box(utsuwa, f"{registry.address}/busybox")
+    yield made
+    made.close()
+
+
 # ---- nothing is left
+
+@pytest.fixture
+def nothing_left(utsuwa, box):
+    """After the test no container is known and `system check` says nothing."""
+    yield
+    box.close()
+    left = utsuwa("ps", "-aq", check=True).lines
+    if left:  # one failure, not one for every test that follows
+        utsuwa("rm", "-f", "-v", *left)
+    assert left == []
+    found = utsuwa("system", "check")
+    assert (found.code, found.out, found.err) == (0, "", ""), found
+
 
 
 @pytest.fixture(scope="session")

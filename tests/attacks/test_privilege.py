@@ -31,13 +31,6 @@ NET_ADMIN, NET_RAW, SYS_ADMIN, CHOWN = 1 << 12, 1 << 13, 1 << 21, 1 << 0
 NNP = ["--security-opt", "no-new-privileges"]
 
 
-@pytest.fixture
-def box(utsuwa, registry):
-    made = Box(utsuwa, f"{registry.address}/busybox")
-    yield made
-    made.close()
-
-
 # ---- /proc/self/status, the golden table
 
 def everything(lane):

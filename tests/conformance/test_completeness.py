@@ -94,6 +94,19 @@ def path(args):
     return os.path.normpath(os.path.join(base or "", name))
 
 
+def messages(args):
+    """The words for what is sent over netlink: every request of ours for a change wants an answer, looking does not; libnftables sends one batch a transaction.
+
+    Of a socket that it cannot find, in another network namespace or just made, strace does not know the protocol and shows types as numbers: 0x10 is
+    RTM_NEWLINK, or the begin of a batch of nftables, whose messages are 0xa00 and up.
+    """
+    if "NFNL_MSG_BATCH" in args:
+        return ["nft"] * args.count("NFNL_MSG_BATCH_BEGIN")
+    if re.search(r"nlmsg_type=0xa[0-9a-f]{2} /", args):
+        return ["nft"] * len(re.findall(r"nlmsg_type=0x10 /", args))
+    return ["netlink"] * len(re.findall(r"nlmsg_type=(?!NFNL)[^,]*, nlmsg_flags=[^,}]*NLM_F_ACK", args))
+
+
 def seen(call, state):
     """The words for a call that strace saw; [] for one that does not count. `state` are the engine's own directories."""
     name, args = call.name, call.args
@@ -112,8 +125,7 @@ def seen(call, state):
         where = path(args.partition(", ")[2])  # after the target
         return [] if where.startswith(state) and "/merged/" not in where else ["symlinkat"]
     if name in ("sendto", "sendmsg"):
-        # Every request of ours for a change wants an answer; looking does not, and libnftables sends one batch a transaction.
-        return ["nft"] * args.count("NFNL_MSG_BATCH_BEGIN") if "NFNL_MSG_BATCH" in args else ["netlink"] * len(re.findall(r"nlmsg_flags=[^,}]*NLM_F_ACK", args))
+        return messages(args)
     if name == "ioctl":
         return ["netlink"] if "SIOCSIFFLAGS" in args else []
     if name == "bind":

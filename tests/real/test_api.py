@@ -11,7 +11,9 @@ import time
 
 import pytest
 
-from support.containers import Box, eventually, finish
+from support.containers import eventually, finish
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 HEAD = """
 import json, os, sys, threading, time
@@ -39,25 +41,6 @@ for _ in range(3):
     threading.Thread(target=lambda: [time.sleep(0.001) for _ in iter(int, 1)], daemon=True).start()
 """
 """A program that does other things too: threads that never end."""
-
-
-@pytest.fixture
-def box(utsuwa, registry):
-    made = Box(utsuwa, f"{registry.address}/busybox")
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(utsuwa, box):
-    yield
-    box.close()
-    left = utsuwa("ps", "-aq", check=True).lines
-    if left:  # one failure, not one for every test that follows
-        utsuwa("rm", "-f", "-v", *left)
-    assert left == []
-    found = utsuwa("system", "check")
-    assert (found.code, found.out, found.err) == (0, "", ""), found
 
 
 @pytest.fixture

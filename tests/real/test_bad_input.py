@@ -19,28 +19,12 @@ from support.containers import STOCK, Box, one_line
 from support.registry import MACHINE, Answer, FakeRegistry, Image, busybox_image, digest, directory, entry, index, layer
 from utsuwa.cli.run import UNSUPPORTED
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 LIMITED = pytest.mark.root_only("an ordinary user may make no control group here, and is told that first")
 BRIDGED = pytest.mark.root_only("an ordinary user has no bridge yet")
 AT_ONCE = 6
 """Commands beside each other where there are many: the machine has two processors."""
-
-
-@pytest.fixture
-def box(utsuwa, registry):
-    made = Box(utsuwa, f"{registry.address}/busybox")
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(utsuwa):
-    yield
-    left = utsuwa("ps", "-aq", check=True).lines
-    if left:  # one failure, not one for every test that follows
-        utsuwa("rm", "-f", "-v", *left)
-    assert left == []
-    found = utsuwa("system", "check")
-    assert (found.code, found.out, found.err) == (0, "", ""), found
 
 
 TOLD = re.compile(r"Unable to find image |\S+: Pulling from |[0-9a-f]{12}: |Digest: sha256:|Status: ")

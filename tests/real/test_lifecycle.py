@@ -12,27 +12,10 @@ import pytest
 from support.containers import STOCK, Box, eventually, finish, one_line
 from support.registry import busybox_image
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 OBEYS = "trap 'exit 7' TERM; echo ready; while true; do sleep 0.1; done"
 DEAF = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
-
-
-@pytest.fixture
-def box(utsuwa, registry):
-    made = Box(utsuwa, f"{registry.address}/busybox")
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(utsuwa, box):
-    yield
-    box.close()
-    left = utsuwa("ps", "-aq", check=True).lines
-    if left:  # one failure, not one for every test that follows
-        utsuwa("rm", "-f", "-v", *left)
-    assert left == []
-    found = utsuwa("system", "check")
-    assert (found.code, found.out, found.err) == (0, "", ""), found
 
 
 def ready(box, script, options=()):

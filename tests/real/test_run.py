@@ -11,18 +11,11 @@ import time
 
 import pytest
 
-from support.containers import Box, eventually, one_line
+from support.containers import eventually, one_line
 
 KINDS = ("pid", "mnt", "uts", "ipc", "cgroup", "net")
 LIMITED = pytest.mark.root_only("no control group can be made by an ordinary user here")
 BRIDGED = pytest.mark.root_only("an ordinary user has no bridge yet")
-
-
-@pytest.fixture
-def box(utsuwa, registry):
-    made = Box(utsuwa, f"{registry.address}/busybox")
-    yield made
-    made.close()
 
 
 # ---- the whole

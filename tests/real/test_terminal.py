@@ -8,16 +8,9 @@ import time
 
 import pytest
 
-from support.containers import STOCK, Box, Seat, eventually, finish
+from support.containers import STOCK, Seat, eventually, finish
 
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture
-def box(utsuwa, registry):
-    made = Box(utsuwa, f"{registry.address}/busybox")
-    yield made
-    made.close()
 
 
 @contextlib.contextmanager
